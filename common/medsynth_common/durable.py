@@ -1,0 +1,82 @@
+"""Files that are there whole or not at all, whatever dies while they are written."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+#: How the names of files begin that are not whole yet.
+_PART: Final = ".part-"
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; when the block ends well, move it there durably.
+
+    The file's bytes are on disk before the name appears (fsync, rename, fsync of the folder).
+    When the block raises, a full disk for instance, nothing is left and `path` is as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=_PART, suffix="".join(path.suffixes))
+    os.close(handle)
+    part = Path(name)
+    try:
+        with _named(path):
+            yield part
+            with part.open("rb") as written:
+                os.fsync(written.fileno())
+            part.replace(path)
+            _sync_folder(path.parent)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def is_part(path: Path) -> bool:
+    """Say whether this is a file that a crash left half-written."""
+    return path.name.startswith(_PART)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a crash left half-written anywhere below `folder`, which nobody else uses."""
+    for part in folder.rglob(f"{_PART}*"):
+        part.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `content` to `path`, whole or not at all."""
+    with replacing(path) as part:
+        part.write_bytes(content)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write `value` as indented JSON to `path`, whole or not at all."""
+    write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add one line to `path` and wait until it is on disk."""
+    with _named(path), path.open("a", encoding="utf-8") as stream:
+        stream.write(line + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Let an error say which file it is about: a full disk's does not know."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

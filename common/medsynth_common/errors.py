@@ -1,0 +1,125 @@
+"""Every error medsynth raises on purpose, each with the exit code a command ends with.
+
+    MedsynthError                 1  something failed
+    ├── ConnectionFailed          2  the other side cannot be reached, or is not who it should be
+    ├── TimedOut                  3  the other side did not answer in time
+    ├── BadInput                  4  data, configuration or a message is not what it must be
+    │   ├── BadConfig                a configuration file or flag
+    │   ├── BadData                  volumes, labels, folders, a CSV
+    │   ├── BadMessage               a plan or an update that does not decode or check
+    │   └── BadRecord                a ledger or an audit log that was edited, cut or damaged
+    ├── StorageFailed             4  the disk is full, read-only or broken; nothing was released
+    └── Refused                   5  understood, and not done
+        ├── PolicyRefusal            the site's own policy forbids it
+        ├── BudgetExhausted          it would pass the site's privacy cap
+        ├── NotCharged               a release that the ledger was not charged for
+        ├── UnsafeRelease            a release that is not what the plan asked for
+        └── ClockWentBack            the clock stands before the record's last entry
+
+A site sends only an error's *name* to the coordinator: its text may hold a patient's.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One thing that is wrong with an input, told so that a person can mend it.
+
+    Attributes:
+        name: what it is about, such as `site-a/patient-3: t2`.
+        value: what was found there.
+        wanted: what should have been there.
+        mend: what to do about it; empty when `wanted` says it all.
+
+    """
+
+    name: str
+    value: str
+    wanted: str
+    mend: str = ""
+
+    def __str__(self) -> str:
+        line = f"{self.name}: got {self.value}, wanted {self.wanted}"
+        return f"{line} ({self.mend})" if self.mend else line
+
+
+class MedsynthError(Exception):
+    """Something medsynth was asked to do failed."""
+
+    exit_code = 1
+
+
+class ConnectionFailed(MedsynthError):
+    """The other side cannot be reached or did not prove who it is."""
+
+    exit_code = 2
+
+
+class TimedOut(MedsynthError):
+    """The other side did not answer within the time allowed."""
+
+    exit_code = 3
+
+
+class BadInput(MedsynthError):
+    """Input that is not what it must be; holds every problem found, not only the first."""
+
+    exit_code = 4
+
+    def __init__(self, problems: Problem | Iterable[Problem] | str) -> None:
+        if isinstance(problems, str):
+            self.problems: tuple[Problem, ...] = ()
+            super().__init__(problems)
+            return
+        self.problems = (problems,) if isinstance(problems, Problem) else tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+class BadConfig(BadInput):
+    """A configuration file or a command-line flag that cannot be used."""
+
+
+class BadData(BadInput):
+    """A data set that cannot be used."""
+
+
+class BadMessage(BadInput):
+    """A plan or update that does not decode, or whose parts contradict each other."""
+
+
+class BadRecord(BadInput):
+    """A ledger or an audit log that was edited, cut, reordered or damaged."""
+
+
+class StorageFailed(MedsynthError):
+    """A record or a result could not be written durably: disk full, read-only, broken."""
+
+    exit_code = 4
+
+
+class Refused(MedsynthError):
+    """Understood, and not done."""
+
+    exit_code = 5
+
+
+class PolicyRefusal(Refused):
+    """The site's own policy forbids it."""
+
+
+class BudgetExhausted(Refused):
+    """It would take a site past its lifetime privacy cap."""
+
+
+class NotCharged(Refused):
+    """No receipt, another plan's receipt, or one that already let a release out."""
+
+
+class UnsafeRelease(Refused):
+    """Other tensors or bytes than the plan asks for, or numbers that are not finite."""
+
+
+class ClockWentBack(Refused):
+    """The clock stands before the last entry of a record that is in order of time."""

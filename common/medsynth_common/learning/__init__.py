@@ -1,0 +1,1 @@
+"""The arithmetic of learning that both wings use: crops, losses, moments, features, Dice."""

@@ -1,0 +1,7 @@
+"""The three networks: label->image generator, PatchGAN critic, tumour segmenter."""
+
+from medsynth_common.networks.build import build_critic, build_segmenter
+from medsynth_common.networks.generator import Generator
+from medsynth_common.networks.settings import PRESETS, NetworkSettings
+
+__all__ = ["PRESETS", "Generator", "NetworkSettings", "build_critic", "build_segmenter"]

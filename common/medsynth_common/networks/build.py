@@ -1,0 +1,63 @@
+"""The critic and the segmenter, as MONAI builds them, in a form private gradients can pass.
+
+No batch normalisation (it mixes patients), no spectral normalisation (it hides a buffer), no
+running statistics. Instance normalisation keeps every patient apart.
+"""
+
+from typing import Any
+
+from monai.networks.nets import PatchDiscriminator, SegResNet, UNet
+from torch import nn
+
+from medsynth_common.labels import CONTRASTS, SEGMENTER_CLASSES, TISSUES
+from medsynth_common.networks.settings import NetworkSettings
+
+
+def build_critic(settings: NetworkSettings) -> nn.Module:
+    """Build a PatchGAN on (label, image) pairs (Isola et al. 2017).
+
+    Takes (n, len(TISSUES) + 4, *grid); returns a list of feature maps, the last one the logits.
+    """
+    critic: nn.Module = PatchDiscriminator(
+        spatial_dims=settings.spatial_dims,
+        channels=settings.critic_channels,
+        in_channels=len(TISSUES) + len(CONTRASTS),
+        out_channels=1,
+        num_layers_d=settings.critic_layers,
+        norm=("INSTANCE", {"affine": True}),
+    )
+    return _without_inplace(critic)
+
+
+def build_segmenter(settings: NetworkSettings) -> nn.Module:
+    """Build a segmenter: (n, 4, *grid) images to (n, len(SEGMENTER_CLASSES), *grid) logits."""
+    shape: dict[str, Any] = {
+        "spatial_dims": settings.spatial_dims,
+        "in_channels": len(CONTRASTS),
+        "out_channels": len(SEGMENTER_CLASSES),
+    }
+    channels = settings.segmenter_channels
+    network: nn.Module
+    if settings.segmenter == "segresnet":
+        network = SegResNet(
+            **shape,
+            init_filters=channels[0],
+            blocks_down=(1,) * len(channels),
+            blocks_up=(1,) * (len(channels) - 1),
+        )
+    else:
+        network = UNet(
+            **shape,
+            channels=channels,
+            strides=(2,) * (len(channels) - 1),
+            num_res_units=2,
+            norm=("INSTANCE", {"affine": True}),
+        )
+    return _without_inplace(network)
+
+
+def _without_inplace(network: nn.Module) -> nn.Module:
+    for module in network.modules():
+        if hasattr(module, "inplace"):
+            setattr(module, "inplace", False)  # noqa: B010 - torch types attributes as tensors
+    return network

@@ -1,0 +1,159 @@
+"""What goes down to a site: a `RoundPlan`, a frozen value that checks itself.
+
+A plan says what to train and with how much noise. It holds no code, no seed of any privacy noise,
+and nothing of another site's patients that was not privatised there first.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, Field, ValidationError, model_validator
+from torch import Tensor
+
+from medsynth_common.errors import BadMessage, Problem
+from medsynth_common.networks.settings import NetworkSettings
+from medsynth_common.privacy.mechanism import Mechanism, Value
+from medsynth_common.tensors import tensors_digest
+
+Kind = TypeVar("Kind", bound=BaseModel)
+#: What a site or run may be called.
+SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+Name = Annotated[str, Field(pattern=f"^{SITE_NAME.pattern}$")]
+Grid = Annotated[tuple[int, ...], Field(min_length=3, max_length=3)]
+
+
+class Stage(StrEnum):
+    """The parts of a run, in order."""
+
+    PRETRAIN = "pretrain"
+    MOMENTS = "moments"
+    SEGMENT = "segment"
+    ADVERSARIAL = "adversarial"
+
+
+class Critic(StrEnum):
+    """The three sizes of discriminator."""
+
+    MEAN_FEATURES = "mean-features"
+    HEAD = "head"
+    PATCHGAN = "patchgan"
+
+
+class MomentsSettings(Value):
+    """One Gaussian release of per-tissue intensity moments."""
+
+    stage: Literal[Stage.MOMENTS] = Stage.MOMENTS
+
+
+class SegmentSettings(Value):
+    """DP-SGD on the segmenter; `steps` local steps a round are in the mechanism."""
+
+    stage: Literal[Stage.SEGMENT] = Stage.SEGMENT
+    learning_rate: float = Field(default=1e-3, gt=0, le=1)
+    crops: int = Field(default=2, ge=1, le=64)
+    proximal: float = Field(default=0.0, ge=0, le=100)
+
+
+class AdversarialSettings(Value):
+    """Train the site's critic on its patients, then the generator against it on public labels."""
+
+    stage: Literal[Stage.ADVERSARIAL] = Stage.ADVERSARIAL
+    critic: Critic = Critic.MEAN_FEATURES
+    critic_learning_rate: float = Field(default=1e-3, gt=0, le=1)
+    generator_steps: int = Field(default=5, ge=0, le=100_000)
+    generator_learning_rate: float = Field(default=5e-4, gt=0, le=1)
+    batch: int = Field(default=4, ge=2, le=1024)
+    crops: int = Field(default=2, ge=1, le=64)
+    critic_weight: float = Field(default=1.0, ge=0)
+    consistency_weight: float = Field(default=0.1, ge=0)
+    lock_weight: float = Field(default=10.0, ge=0)
+    paired_weight: float = Field(default=0.0, ge=0)
+    label_bank: int = Field(default=16, ge=2, le=4096)
+
+
+Settings = Annotated[
+    MomentsSettings | SegmentSettings | AdversarialSettings, Field(discriminator="stage")
+]
+
+
+class PlanHeader(Value):
+    """All of a plan but its weights."""
+
+    run: Name
+    stage: Stage
+    round: int = Field(ge=1, le=1_000_000)
+    site: Name
+    grid: Grid
+    crop: Grid
+    networks: NetworkSettings
+    settings: Settings
+    mechanisms: tuple[Mechanism, ...] = Field(max_length=2)
+    public_seed: int = Field(ge=0, lt=2**63)
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> "PlanHeader":
+        if self.settings.stage is not self.stage:
+            raise ValueError(f"settings are for {self.settings.stage}, the plan for {self.stage}")
+        if any(not 8 <= side <= 512 for side in (*self.grid, *self.crop)):
+            raise ValueError(f"grid and crop sides must be 8..512, got {self.grid}, {self.crop}")
+        self.networks.check_sides(self.grid, self.crop)
+        names = [mechanism.name for mechanism in self.mechanisms]
+        if len(set(names)) != len(names):
+            raise ValueError(f"mechanisms must have different names, got {names}")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundPlan:
+    """One round's orders for one site.
+
+    Attributes:
+        header: what to do.
+        weights: named tensors the site starts from.
+
+    """
+
+    header: PlanHeader
+    weights: Mapping[str, Tensor]
+
+    def digest(self) -> str:
+        """SHA-256 over the canonical header and every tensor's name, type, shape and bytes."""
+        digest = hashlib.sha256(canonical_json(self.header))
+        digest.update(tensors_digest(self.weights))
+        return digest.hexdigest()
+
+
+def canonical_json(value: BaseModel) -> bytes:
+    """One spelling of a value: sorted keys, no spaces, UTF-8."""
+    return json.dumps(
+        value.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False
+    ).encode()
+
+
+def parse(kind: type[Kind], content: bytes | str, *, name: str) -> Kind:
+    """Decode a value from JSON; every fault becomes one `Problem` of a `BadMessage`."""
+    try:
+        return kind.model_validate_json(content)
+    except ValidationError as error:
+        raise BadMessage(problems_of(error, name=name)) from error
+
+
+def problems_of(error: ValidationError, *, name: str) -> list[Problem]:
+    """Turn pydantic's findings into ours: where, what was found, what was wanted."""
+    found: list[Problem] = []
+    for fault in error.errors(include_url=False):
+        place = ".".join(str(part) for part in fault["loc"])
+        value: Any = fault["input"]
+        found.append(
+            Problem(
+                name=f"{name}: {place}" if place else name,
+                value=repr(value)[:80],
+                wanted=fault["msg"],
+            )
+        )
+    return found

@@ -1,0 +1,1 @@
+"""Patient-level differential privacy: mechanisms, randomness, accounting, private steps."""

@@ -1,0 +1,71 @@
+"""A site's style: what its scanner makes of each tissue, as far as it has been released.
+
+The generator is one for all sites; what differs is its calibration layer, one small table per
+site: an offset and a gain per tissue and contrast, the spread of the offsets between patients,
+and a short code for what is not a tissue's brightness (noise, blur, bias field, texture).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from medsynth_common.labels import CONTRASTS, TISSUES
+
+#: Length of a style code: noise, resolution, bias field, texture.
+CODE_LENGTH: Final = 4
+TABLE: Final = (len(TISSUES), len(CONTRASTS))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Style:
+    """Calibration of the generator to one scanner, or to one image of it.
+
+    Attributes:
+        offset: (tissue, contrast) mean intensity.
+        gain: (tissue, contrast) standard deviation of the intensity inside a tissue.
+        spread: (tissue, contrast) standard deviation of the mean between patients.
+        code: (CODE_LENGTH,) standardised scanner properties; zero is the average scanner.
+
+    """
+
+    offset: Tensor
+    gain: Tensor
+    spread: Tensor
+    code: Tensor
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Name the parts, as they travel."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "Style":
+        """Put together what `tensors` took apart."""
+        return cls(**{field.name: tensors[field.name] for field in fields(cls)})
+
+    @classmethod
+    def neutral(cls) -> "Style":
+        """Give a style of the right form that says nothing: the form a check compares with."""
+        zero = torch.zeros(TABLE)
+        return cls(offset=zero, gain=zero, spread=zero, code=torch.zeros(CODE_LENGTH))
+
+    def patient(self, generator: torch.Generator) -> "Style":
+        """Draw one patient of this scanner: offsets moved by the between-patient spread."""
+        moved = self.offset + self.spread * torch.randn(TABLE, generator=generator)
+        return Style(offset=moved.clamp(min=0), gain=self.gain, spread=self.spread, code=self.code)
+
+    def to(self, device: torch.device) -> "Style":
+        """Move every part to a device."""
+        return Style(**{name: value.to(device) for name, value in self.tensors().items()})
+
+
+def stack(styles: list[Style]) -> Style:
+    """Put styles one behind the other: every part gains a leading batch axis."""
+    return Style(
+        **{
+            field.name: torch.stack([getattr(style, field.name) for style in styles])
+            for field in fields(Style)
+        }
+    )

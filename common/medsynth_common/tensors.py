@@ -1,0 +1,74 @@
+"""Named tensors: to bytes and back (safetensors, never pickle), and their fingerprint."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Final
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from medsynth_common.errors import BadMessage, Problem
+
+#: What safetensors and torch say of bytes that are no tensors: the last three of shapes and types
+#: that pass the file's own checks and are still none of torch's.
+_NOT_SAFETENSORS: Final = (
+    SafetensorError,
+    ValueError,
+    KeyError,
+    OverflowError,
+    RuntimeError,
+    TypeError,
+    AssertionError,
+)
+
+
+def pack(tensors: Mapping[str, Tensor]) -> bytes:
+    """Encode named tensors as safetensors bytes; the same tensors give the same bytes."""
+    # Clones: safetensors refuses tensors that share memory, as a style may with its prior.
+    ready = {
+        name: tensors[name].detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name in sorted(tensors)
+    }
+    return bytes(safetensors.torch.save(ready))
+
+
+def unpack(content: bytes) -> dict[str, Tensor]:
+    """Decode safetensors bytes. Raises `BadMessage` when they are not that."""
+    try:
+        return dict(safetensors.torch.load(content))
+    except _NOT_SAFETENSORS as error:
+        raise BadMessage(
+            Problem(name="tensors", value=f"{len(content)} bytes", wanted="safetensors")
+        ) from error
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> bytes:
+    """SHA-256 over names, types, shapes and values, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        head = f"{name}|{tensor.dtype}|{tuple(tensor.shape)}".encode()
+        # Its length first: else a clever name could hold what looks like another tensor.
+        digest.update(len(head).to_bytes(8, "big") + head)
+        digest.update(tensor.view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.digest()
+
+
+def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Name every tensor `prefix.name`."""
+    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Take the tensors named `prefix.*`, with the prefix cut off."""
+    start = f"{prefix}."
+    return {
+        name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)
+    }
+
+
+def state_of(module: nn.Module) -> dict[str, Tensor]:
+    """Copy a module's parameters and buffers to the CPU."""
+    return {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}

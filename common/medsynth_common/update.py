@@ -1,0 +1,98 @@
+"""What comes up from a site: a `SiteUpdate`, and the checks it must pass before anyone uses it.
+
+Nothing but privatised weights and their privacy receipt: no loss, no count, no name of a patient.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from medsynth_common.errors import BadMessage, Problem
+from medsynth_common.plan import Name, Stage
+from medsynth_common.privacy.mechanism import Value
+
+#: A weight beyond this is no weight of ours; it would steer or end a run.
+LARGEST_WEIGHT = 1e4
+
+
+class UpdateHeader(Value):
+    """All of an update but its weights.
+
+    Attributes:
+        plan_digest: which plan this answers.
+        declared_patients: the site's public size, its weight in an average (not its true count).
+        epsilon: what the site has spent in all, when it chooses to show it; None when training
+            without privacy.
+        cap: the site's lifetime cap, shown likewise.
+        delta: the failure probability that epsilon is stated with.
+
+    """
+
+    run: Name
+    site: Name
+    stage: Stage
+    round: int = Field(ge=1, le=1_000_000)
+    plan_digest: str = Field(pattern=r"^[0-9a-f]{64}$")
+    declared_patients: int = Field(ge=1, le=1_000_000)
+    epsilon: float | None = Field(default=None, ge=0)
+    cap: float | None = Field(default=None, gt=0)
+    delta: float = Field(gt=0, lt=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteUpdate:
+    """One site's answer to one plan.
+
+    Attributes:
+        header: who answers what, and what it cost.
+        weights: privatised tensors, combined over the sites by the strategy.
+        own: privatised tensors that stay this site's own: its style (calibration and code).
+
+    """
+
+    header: UpdateHeader
+    weights: Mapping[str, Tensor]
+    own: Mapping[str, Tensor]
+
+
+def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Check names, types, shapes, finiteness and size against tensors of the wanted form.
+
+    Raises:
+        BadMessage: with every problem found.
+
+    """
+    problems = [
+        Problem(name=name, value="nothing", wanted="a tensor")
+        for name in sorted(set(expected) - set(tensors))
+    ]
+    problems += [
+        Problem(name=name[:80], value="a tensor", wanted="no tensor of this name")
+        for name in sorted(set(tensors) - set(expected))
+    ]
+    for name in sorted(set(expected) & set(tensors)):
+        problems += _problems_of_tensor(name, tensors[name], expected[name])
+    if problems:
+        raise BadMessage(problems)
+
+
+def _problems_of_tensor(name: str, tensor: Tensor, wanted: Tensor) -> list[Problem]:
+    if tensor.dtype != wanted.dtype or tensor.shape != wanted.shape:
+        return [
+            Problem(
+                name=name,
+                value=f"{tensor.dtype} {tuple(tensor.shape)}",
+                wanted=f"{wanted.dtype} {tuple(wanted.shape)}",
+            )
+        ]
+    if not tensor.is_floating_point() or tensor.numel() == 0:
+        return []
+    largest = float(tensor.abs().max())
+    if math.isfinite(largest) and largest <= LARGEST_WEIGHT:
+        return []
+    value = "not finite" if not bool(torch.isfinite(tensor).all()) else f"{largest:.3g}"
+    return [Problem(name=name, value=value, wanted=f"finite, at most {LARGEST_WEIGHT:g}")]

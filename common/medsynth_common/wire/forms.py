@@ -1,0 +1,90 @@
+"""The forms of plans and answers: which tensors a stage sends and takes, of which type and shape.
+
+Both sides check against this one table: a site before it charges a plan and before anything
+leaves, the coordinator before anything is used.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from medsynth_common.labels import CONTRASTS, TISSUES
+from medsynth_common.learning.features import FeatureScale
+from medsynth_common.learning.moments import Prior
+from medsynth_common.networks import Generator, NetworkSettings, build_critic, build_segmenter
+from medsynth_common.plan import PlanHeader, RoundPlan, Stage
+from medsynth_common.style import TABLE, Style
+from medsynth_common.tensors import under, with_prefix
+
+#: Texture statistics are of two scales in every tissue but air.
+_TEXTURES = 2 * (len(TISSUES) - 1) * len(CONTRASTS)
+
+
+def expected_plan(header: PlanHeader) -> dict[str, Tensor]:
+    """Give tensors of the form the weights of this plan must have."""
+    style = with_prefix("style", Style.neutral().tensors())
+    match header.stage:
+        case Stage.MOMENTS:
+            return style | with_prefix("prior", _prior().tensors())
+        case Stage.SEGMENT:
+            return _form("segmenter", header.networks)
+        case Stage.ADVERSARIAL:
+            networks = [_form(part, header.networks) for part in _BUILDERS]
+            features = with_prefix("features", _features(header.networks).tensors())
+            return {name: t for part in (*networks, features, style) for name, t in part.items()}
+        case _:
+            return {}
+
+
+def expected_update(plan: RoundPlan) -> dict[str, Tensor]:
+    """Give tensors of the form the update to `plan` must have, under `weights.*` and `own.*`."""
+    return {
+        **with_prefix("weights", _weights(plan)),
+        **with_prefix("own", _own(plan.header.stage)),
+    }
+
+
+def _weights(plan: RoundPlan) -> Mapping[str, Tensor]:
+    part = {Stage.SEGMENT: "segmenter", Stage.ADVERSARIAL: "generator"}.get(plan.header.stage)
+    return with_prefix(part, under(part, plan.weights)) if part else {}
+
+
+def _own(stage: Stage) -> Mapping[str, Tensor]:
+    style = with_prefix("style", Style.neutral().tensors())
+    match stage:
+        case Stage.MOMENTS:
+            return style
+        case Stage.ADVERSARIAL:
+            return {"style.code": style["style.code"]}
+        case _:
+            return {}
+
+
+_BUILDERS = {"generator": Generator, "segmenter": build_segmenter, "critic": build_critic}
+
+
+def _form(part: str, networks: NetworkSettings) -> dict[str, Tensor]:
+    with torch.device("meta"):  # shapes alone: nothing is allocated
+        module: nn.Module = _BUILDERS[part](networks)
+    return with_prefix(part, module.state_dict())
+
+
+def _prior() -> Prior:
+    table, number = torch.zeros(TABLE), torch.zeros(())
+    return Prior(
+        level=table,
+        level_scale=table,
+        log_gain=table,
+        log_gain_scale=table,
+        spread=table,
+        level_clip=number,
+        spread_clip=number,
+    )
+
+
+def _features(networks: NetworkSettings) -> FeatureScale:
+    levels = range(networks.critic_layers + 1)
+    pooled = sum(networks.critic_channels * 2**level for level in levels)
+    vector = torch.zeros(pooled + _TEXTURES)
+    return FeatureScale(centre=vector, scale=vector, clip=torch.zeros(()))

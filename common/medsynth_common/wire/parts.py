@@ -1,0 +1,93 @@
+"""A plan or an update as a stream of bounded parts, and back: encode and decode in one file."""
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from torch import Tensor
+
+from medsynth_common.errors import BadMessage, Problem
+from medsynth_common.plan import PlanHeader, RoundPlan, canonical_json, parse
+from medsynth_common.tensors import pack, under, unpack, with_prefix
+from medsynth_common.update import SiteUpdate, UpdateHeader
+from medsynth_common.wire.site_pb2 import Failure, PlanPart, UpdatePart
+
+CHUNK_BYTES = 1 << 20
+#: No plan or update of ours comes near this; a peer that sends more is cut off.
+LARGEST_BYTES = 4 << 30
+
+
+def plan_parts(plan: RoundPlan) -> Iterator[PlanPart]:
+    """Cut a plan into parts."""
+    yield PlanPart(header=canonical_json(plan.header))
+    for chunk in _chunks(pack(plan.weights)):
+        yield PlanPart(chunk=chunk)
+
+
+def plan_from_parts(parts: Iterable[PlanPart]) -> RoundPlan:
+    """Put a plan together. Raises `BadMessage` when the parts are not one whole plan."""
+    header, content = _join(parts, "plan")
+    return RoundPlan(header=parse(PlanHeader, header, name="plan"), weights=unpack(content))
+
+
+def update_tensors(update: SiteUpdate) -> dict[str, Tensor]:
+    """Name all tensors of an update in one mapping: `weights.*` and `own.*`."""
+    return {**with_prefix("weights", update.weights), **with_prefix("own", update.own)}
+
+
+def update_from_tensors(header: UpdateHeader, tensors: Mapping[str, Tensor]) -> SiteUpdate:
+    """Undo `update_tensors`."""
+    return SiteUpdate(header=header, weights=under("weights", tensors), own=under("own", tensors))
+
+
+def update_parts(header: UpdateHeader, content: bytes) -> Iterator[UpdatePart]:
+    """Cut an update, whose tensors are already packed, into parts."""
+    yield UpdatePart(header=canonical_json(header))
+    for chunk in _chunks(content):
+        yield UpdatePart(chunk=chunk)
+
+
+def failure_part(error: BaseException) -> UpdatePart:
+    """Say that there is no update: by the error's name, since its text may hold a patient's."""
+    return UpdatePart(failure=Failure(name=type(error).__name__))
+
+
+def update_from_parts(parts: Iterable[UpdatePart]) -> SiteUpdate | str:
+    """Put an update together, or give the name of the error that came instead."""
+    rest = iter(parts)
+    first = next(rest, None)
+    if first is not None and first.WhichOneof("part") == "failure":
+        return str(first.failure.name)[:64]
+    header, content = _join([] if first is None else _chain(first, rest), "update")
+    return update_from_tensors(parse(UpdateHeader, header, name="update"), unpack(content))
+
+
+def _chain(first: UpdatePart, rest: Iterator[UpdatePart]) -> Iterator[UpdatePart]:
+    yield first
+    yield from rest
+
+
+def _chunks(content: bytes) -> Iterator[bytes]:
+    view = memoryview(content)
+    for start in range(0, len(content), CHUNK_BYTES):
+        yield bytes(view[start : start + CHUNK_BYTES])
+
+
+def _join(parts: Iterable[PlanPart] | Iterable[UpdatePart], what: str) -> tuple[bytes, bytes]:
+    header: bytes | None = None
+    content = bytearray()
+    for part in parts:
+        kind = part.WhichOneof("part")
+        if kind == "header" and header is None and not content:
+            header = part.header
+        elif kind == "chunk" and header is not None:
+            content += part.chunk
+        else:
+            raise BadMessage(
+                Problem(name=what, value=f"part {kind}", wanted="one header, then chunks")
+            )
+        if len(content) > LARGEST_BYTES:
+            raise BadMessage(
+                Problem(name=what, value="more", wanted=f"at most {LARGEST_BYTES} bytes")
+            )
+    if header is None:
+        raise BadMessage(Problem(name=what, value="no header", wanted="one header, then chunks"))
+    return header, bytes(content)

@@ -1,0 +1,94 @@
+"""Plans and updates as Flower records, and back. Only Flower's public `flwr.app` is used.
+
+The same records travel in memory (the local engine) and over the network (the real one).
+"""
+
+from typing import Any
+
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from torch import Tensor
+
+from medsynth_common.errors import BadMessage, Problem
+from medsynth_common.plan import PlanHeader, RoundPlan, canonical_json, parse
+from medsynth_common.update import SiteUpdate, UpdateHeader
+
+_HEADER = "header"
+
+
+def plan_to_records(plan: RoundPlan) -> RecordDict:
+    """Put a plan into records."""
+    return RecordDict({"weights": arrays(plan.weights), "plan": _config(plan.header)})
+
+
+def plan_from_records(records: RecordDict) -> RoundPlan:
+    """Take a plan out of records. Raises `BadMessage` when they hold none."""
+    header = parse(PlanHeader, _text(records, "plan"), name="plan")
+    return RoundPlan(header=header, weights=tensors(_arrays(records, "weights")))
+
+
+def update_to_records(update: SiteUpdate) -> RecordDict:
+    """Put an update into records."""
+    return RecordDict(
+        {
+            "weights": arrays(update.weights),
+            "own": arrays(update.own),
+            "update": _config(update.header),
+        }
+    )
+
+
+def update_from_records(records: RecordDict) -> SiteUpdate:
+    """Take an update out of records. Raises `BadMessage` when they hold none."""
+    return SiteUpdate(
+        header=parse(UpdateHeader, _text(records, "update"), name="update"),
+        weights=tensors(_arrays(records, "weights")),
+        own=tensors(_arrays(records, "own")),
+    )
+
+
+def strategy_records(update: SiteUpdate) -> RecordDict:
+    """What a Flower strategy may see of a checked update: weights, and the public size."""
+    size = MetricRecord({"num-examples": update.header.declared_patients})
+    return RecordDict({"arrays": arrays(update.weights), "metrics": size})
+
+
+def arrays(weights: Any) -> ArrayRecord:
+    """Put named tensors into an array record."""
+    return ArrayRecord(
+        {
+            name: Array(tensor.detach().cpu().contiguous().numpy())
+            for name, tensor in weights.items()
+        }
+    )
+
+
+def tensors(record: ArrayRecord) -> dict[str, Tensor]:
+    """Take named tensors out of an array record."""
+    try:
+        return {name: torch.from_numpy(array.numpy().copy()) for name, array in record.items()}
+    except Exception as error:
+        # An edge: on bytes that a peer made up, numpy's reader raises tokenizer, zip, memory,
+        # attribute and syntax errors, and whatever its next version does.
+        raise BadMessage(
+            Problem(name="arrays", value=type(error).__name__, wanted="numeric arrays")
+        ) from error
+
+
+def _config(header: PlanHeader | UpdateHeader) -> ConfigRecord:
+    return ConfigRecord({_HEADER: canonical_json(header)})
+
+
+def _text(records: RecordDict, name: str) -> bytes:
+    record = records.config_records.get(name)
+    value = record.get(_HEADER) if record is not None else None
+    if not isinstance(value, bytes):
+        raise BadMessage(Problem(name=name, value="no header", wanted="a header in its record"))
+    return value
+
+
+def _arrays(records: RecordDict, name: str) -> ArrayRecord:
+    record = records.array_records.get(name)
+    if record is None:
+        raise BadMessage(Problem(name=name, value="no arrays", wanted="an array record"))
+    return record

@@ -1,0 +1,85 @@
+"""The `Trainer` service of `site.proto` over gRPC: the server's half and the caller's half."""
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import grpc
+
+from medsynth_common.wire.site_pb2 import DescribeRequest, Description, PlanPart, UpdatePart
+
+_SERVICE = "medsynth.site.Trainer"
+_OPTIONS = [("grpc.max_receive_message_length", 4 << 20), ("grpc.so_reuseport", 0)]
+
+
+class TrainerService(Protocol):
+    """What a trainer offers."""
+
+    def describe(self) -> Description:
+        """Tell which sites it holds."""
+
+    def carry(self, parts: Iterable[PlanPart]) -> Iterator[UpdatePart]:
+        """Carry out one plan."""
+
+
+def serve(service: TrainerService, socket: Path) -> Any:
+    """Start a gRPC server for `service` on a Unix socket of mode 0600; returns the server."""
+    # Imported here: a command that only prints its help need not wait for it.
+    from concurrent.futures import ThreadPoolExecutor
+
+    server = grpc.server(ThreadPoolExecutor(max_workers=4), options=_OPTIONS)
+    handlers = {
+        "Describe": grpc.unary_unary_rpc_method_handler(
+            lambda _request, _context: service.describe(),
+            request_deserializer=DescribeRequest.FromString,
+            response_serializer=Description.SerializeToString,
+        ),
+        "Carry": grpc.stream_stream_rpc_method_handler(
+            lambda parts, _context: service.carry(parts),
+            request_deserializer=PlanPart.FromString,
+            response_serializer=UpdatePart.SerializeToString,
+        ),
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE, handlers),))
+    # The socket is its owner's from its first moment: a later chmod would leave a gap.
+    mask = os.umask(0o177)
+    try:
+        server.add_insecure_port(f"unix:{socket}")
+    finally:
+        os.umask(mask)
+    server.start()
+    return server
+
+
+class TrainerClient:
+    """Calls a trainer on its Unix socket. Raises `grpc.RpcError` when it is gone."""
+
+    def __init__(self, socket: Path) -> None:
+        self._channel = grpc.insecure_channel(f"unix:{socket}", options=_OPTIONS)
+        self._describe = self._channel.unary_unary(
+            f"/{_SERVICE}/Describe",
+            request_serializer=DescribeRequest.SerializeToString,
+            response_deserializer=Description.FromString,
+        )
+        self._carry = self._channel.stream_stream(
+            f"/{_SERVICE}/Carry",
+            request_serializer=PlanPart.SerializeToString,
+            response_deserializer=UpdatePart.FromString,
+        )
+
+    def describe(self, *, timeout: float) -> Description:
+        """Ask which sites the trainer holds; waits until it is up, at most `timeout` seconds."""
+        answer: Description = self._describe(
+            DescribeRequest(), timeout=timeout, wait_for_ready=True
+        )
+        return answer
+
+    def carry(self, parts: Iterable[PlanPart], *, timeout: float) -> Iterator[UpdatePart]:
+        """Send a plan, stream the answer."""
+        answer: Iterator[UpdatePart] = self._carry(iter(parts), timeout=timeout)
+        return answer
+
+    def close(self) -> None:
+        """Hang up."""
+        self._channel.close()
