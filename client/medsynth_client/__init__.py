@@ -1,0 +1,1 @@
+"""The hospital: holds the patients, trains on them, and lets only privatised weights out."""

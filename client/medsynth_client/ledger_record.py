@@ -1,0 +1,182 @@
+"""The rows of a ledger: their form, their order, and what they add up to."""
+
+from datetime import UTC, datetime
+from typing import Annotated, Final, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from medsynth_client.hash_chain import CLOCK_SLACK, START, Head, canonical, extend
+from medsynth_client.spending import Charge, Spending
+from medsynth_common.errors import BadRecord, Problem
+
+Text = Annotated[str, Field(max_length=200)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+#: Rows are only ever added, in order. The insert guard also stops INSERT OR REPLACE, which
+#: deletes without asking the delete trigger.
+SCHEMA: Final = {
+    "entries": """CREATE TABLE entries (
+        number INTEGER PRIMARY KEY,
+        kind TEXT NOT NULL,
+        at TEXT NOT NULL,
+        body TEXT NOT NULL,
+        digest TEXT NOT NULL
+    )""",
+    "no_update": """CREATE TRIGGER no_update BEFORE UPDATE ON entries
+        BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END""",
+    "no_delete": """CREATE TRIGGER no_delete BEFORE DELETE ON entries
+        BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END""",
+    "in_order": """CREATE TRIGGER in_order BEFORE INSERT ON entries
+        WHEN NEW.number IS NOT (SELECT COALESCE(MAX(number), 0) + 1 FROM entries)
+        BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END""",
+}
+
+Row = tuple[int, str, str, str, str]  # number, kind, at, body, digest
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class Opening(_Body):
+    """The first row: which pseudonym key the ledger was begun with."""
+
+    key: Sha256
+
+
+class DataSet(_Body):
+    """A data set's patients, by pseudonym."""
+
+    dataset: Text
+    patients: tuple[str, ...] = Field(min_length=1)
+
+
+class Reservation(_Body):
+    """A release that may happen, and is counted as if it had.
+
+    Attributes:
+        epsilon: of the member charged most, this reservation included; None: unbounded.
+        cap: the site's cap then; None: unbounded.
+
+    """
+
+    project: Text
+    stage: Text
+    round: int = Field(ge=0)
+    plan_digest: Sha256
+    dataset: Text
+    charge: Charge
+    epsilon: float | None
+    cap: float | None
+    delta: float
+
+
+class Confirmation(_Body):
+    """That a reserved release went out, and what its bytes were."""
+
+    reservation: int
+    release_sha256: Sha256
+
+
+_KINDS: Final[dict[str, type[_Body]]] = {
+    "opening": Opening,
+    "dataset": DataSet,
+    "reservation": Reservation,
+    "confirmation": Confirmation,
+}
+_KIND_OF: Final = {body: kind for kind, body in _KINDS.items()}
+_AnyBody = TypeVar("_AnyBody", bound=_Body)
+
+
+def make_row(head: Head, body: _Body, at: datetime) -> Row:
+    """Write the row that follows `head`."""
+    kind, text, stamp = _KIND_OF[type(body)], canonical(body.model_dump()), at.isoformat()
+    return _sealed(head, kind, stamp, text)
+
+
+def _sealed(head: Head, kind: str, at: str, text: str) -> Row:
+    number = head.count + 1
+    return number, kind, at, text, extend(head, f"{number}\n{kind}\n{at}\n{text}").digest
+
+
+class LedgerRecord:
+    """A ledger's rows, taken in one by one; each is checked before it counts."""
+
+    def __init__(self) -> None:
+        self.last = START
+        self.before_last = START
+        self.latest: datetime | None = None
+        self.key = ""
+        self.spending = Spending()
+        self.last_reservation: Reservation | None = None
+        self._reservations: dict[int, str] = {}
+        self._confirmed: set[int] = set()
+
+    def take(self, row: Row) -> None:
+        """Add one row. Raises BadRecord when it does not follow from those before it."""
+        number, kind, at, text, digest = row
+        if row != _sealed(self.last, kind, at, text):
+            wanted = "the row written there: number and digest follow from the rows before"
+            raise self._bad(number, f"{kind} {str(digest)[:12]}", wanted)
+        body = self._parsed(number, kind, text)
+        moment = self._moment(number, at)
+        if (number == 1) != isinstance(body, Opening):
+            raise self._bad(number, kind, "an opening, in the first row only")
+        self._add(number, body, digest)
+        self.before_last, self.last = self.last, Head(count=number, digest=digest)
+        self.latest = moment if self.latest is None else max(moment, self.latest)
+
+    def holds(self, entry: int, digest: str) -> bool:
+        """Say whether this very reservation was made."""
+        return self._reservations.get(entry) == digest
+
+    def confirmed(self, entry: int) -> bool:
+        """Say whether the release of a reservation was confirmed."""
+        return entry in self._confirmed
+
+    def _add(self, number: int, body: _Body, digest: str) -> None:
+        match body:
+            case Opening():
+                self.key = body.key
+            case DataSet():
+                self.spending.register(body.dataset, body.patients)
+            case Reservation():
+                self._reserve(number, body, digest)
+            case Confirmation():
+                self._confirm(number, body)
+
+    def _reserve(self, number: int, body: Reservation, digest: str) -> None:
+        if not self.spending.knows(body.dataset):
+            raise self._bad(number, body.dataset, "a data set registered before")
+        if body.cap is not None and (body.epsilon is None or body.epsilon > body.cap):
+            raise self._bad(number, f"epsilon {body.epsilon}", f"at most the cap {body.cap}")
+        self.spending.charge(body.dataset, body.project, body.charge)
+        self._reservations[number] = digest
+        self.last_reservation = body
+
+    def _confirm(self, number: int, body: Confirmation) -> None:
+        if body.reservation not in self._reservations or body.reservation in self._confirmed:
+            raise self._bad(number, f"row {body.reservation}", "a reservation not confirmed before")
+        self._confirmed.add(body.reservation)
+
+    def _parsed(self, number: int, kind: str, text: str) -> _Body:
+        if kind not in _KINDS:
+            raise self._bad(number, kind, f"one of {', '.join(_KINDS)}")
+        try:
+            return _KINDS[kind].model_validate_json(text)
+        except ValidationError as error:
+            raise self._bad(number, f"a broken {kind}", f"a {kind} that checks") from error
+
+    def _moment(self, number: int, at: str) -> datetime:
+        try:
+            moment = datetime.fromisoformat(at).astimezone(UTC)
+            early = self.latest is not None and moment + CLOCK_SLACK < self.latest
+        except (ValueError, TypeError) as error:
+            raise self._bad(number, "no time", "a time with its zone") from error
+        if early:
+            raise self._bad(number, at, f"a time after {self.latest}")
+        return moment
+
+    @staticmethod
+    def _bad(number: int, value: str, wanted: str) -> BadRecord:
+        return BadRecord(Problem(name=f"ledger row {number}", value=value, wanted=wanted))

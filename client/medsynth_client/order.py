@@ -1,0 +1,71 @@
+"""What a stage's work takes and gives back."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from medsynth_common.errors import BadMessage, Problem
+from medsynth_common.learning.volumes import Volume
+from medsynth_common.plan import PlanHeader
+from medsynth_common.privacy.mechanism import Mechanism
+from medsynth_common.privacy.randomness import Randomness
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """One round's work at this site.
+
+    Attributes:
+        plan: what the coordinator asks.
+        weights: what it starts from.
+        patients: the site's own; they stay here.
+        declared: the site's public size, the denominator of every private mean.
+        state: what this site kept from earlier rounds (its critic, its optimizers).
+        randomness: where noise and the choice of patients come from.
+        device: where to train.
+
+    """
+
+    plan: PlanHeader
+    weights: Mapping[str, Tensor]
+    patients: Sequence[Volume]
+    declared: int
+    state: Mapping[str, Tensor]
+    randomness: Randomness
+    device: torch.device
+
+    def mechanism(self, name: str) -> Mechanism:
+        """Find the plan's mechanism of this name. Raises `BadMessage` when it has none."""
+        for mechanism in self.plan.mechanisms:
+            if mechanism.name == name:
+                return mechanism
+        raise BadMessage(
+            Problem(
+                name="plan: mechanisms",
+                value=str([mechanism.name for mechanism in self.plan.mechanisms]),
+                wanted=f"one named {name!r} for stage {self.plan.stage}",
+            )
+        )
+
+    def torch_generator(self) -> torch.Generator:
+        """Give a fresh generator for what is not privacy noise: crops' fakes, augmentation."""
+        seed = int(self.randomness.uniform(1)[0] * 2**53)
+        return torch.Generator().manual_seed(seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a stage gives back.
+
+    Attributes:
+        weights: privatised, for the strategy to combine.
+        own: privatised, stays this site's at the coordinator.
+        state: stays at the site.
+
+    """
+
+    weights: Mapping[str, Tensor]
+    own: Mapping[str, Tensor]
+    state: Mapping[str, Tensor]

@@ -1,0 +1,142 @@
+"""A site's patients: where they come from, and how they get onto the training grid.
+
+Preparing is done once; the prepared volumes are cached in the site's own folder, keyed by what
+they were made from, so that a restarted trainer is ready at once.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Literal
+
+import safetensors.torch
+import torch
+from pydantic import Field
+from safetensors import SafetensorError
+
+from medsynth_common.dataset import DataConfig, PatientFiles, find_patients, prepare
+from medsynth_common.durable import write_bytes
+from medsynth_common.errors import BadData, Problem
+from medsynth_common.learning.volumes import Volume
+from medsynth_common.phantom import Scanner, make_phantom
+from medsynth_common.privacy.mechanism import Value
+
+
+class PhantomSource(Value):
+    """Procedural patients of one scanner: a simulation's stand-in for a hospital.
+
+    Attributes:
+        scanner: that images them.
+        patients: how many.
+        seed: of the first; the others follow.
+
+    """
+
+    kind: Literal["phantom"] = "phantom"
+    scanner: Scanner
+    patients: int = Field(ge=1, le=100_000)
+    seed: int = Field(ge=0, lt=2**62)
+
+    def names(self) -> list[str]:
+        """Name the patients, for the ledger's per-patient sums."""
+        return [f"phantom-{self.seed + index}" for index in range(self.patients)]
+
+
+class FolderSource(Value):
+    """Patients in a folder of NIfTI files.
+
+    Attributes:
+        root: the data set's folder.
+        data: how its files are named and labelled.
+        site: which of the data set's sites this is.
+        patients: which of its patients to train on.
+
+    """
+
+    kind: Literal["folder"] = "folder"
+    root: str
+    data: DataConfig
+    site: str
+    patients: tuple[str, ...] = Field(min_length=1)
+
+    def names(self) -> list[str]:
+        """Name the patients, for the ledger's per-patient sums."""
+        return list(self.patients)
+
+
+Source = Annotated[PhantomSource | FolderSource, Field(discriminator="kind")]
+
+
+def load_patients(source: Source, grid: tuple[int, ...], *, cache: Path) -> Sequence[Volume]:
+    """Read every patient of a site on the training grid.
+
+    Raises:
+        BadData: files are missing or cannot be read.
+
+    """
+    shape = (grid[0], grid[1], grid[2])
+    if isinstance(source, PhantomSource):
+        folder = cache / _key(source.model_dump(mode="json"), shape)
+        return [
+            _cached(folder / f"{index}.safetensors", partial(_phantom, source, index, shape))
+            for index in range(source.patients)
+        ]
+    files = _files_of(source)
+    return [
+        _cached(
+            cache / _key(_fingerprint(patient, source.data), shape) / "volume.safetensors",
+            partial(_prepared, patient, shape, source.data),
+        )
+        for patient in files
+    ]
+
+
+def _phantom(source: PhantomSource, index: int, shape: tuple[int, int, int]) -> Volume:
+    phantom = make_phantom(source.seed + index, shape, source.scanner)
+    return Volume(image=torch.from_numpy(phantom.image), labels=torch.from_numpy(phantom.labels))
+
+
+def _prepared(files: PatientFiles, shape: tuple[int, int, int], data: DataConfig) -> Volume:
+    patient = prepare(files, shape, data)
+    return Volume(image=torch.from_numpy(patient.image), labels=torch.from_numpy(patient.labels))
+
+
+def _files_of(source: FolderSource) -> list[PatientFiles]:
+    found = find_patients(Path(source.root), source.data).get(source.site, [])
+    by_name = {files.name: files for files in found}
+    missing = [
+        Problem(name=f"{source.site}/{name}", value="no such patient", wanted="a patient folder")
+        for name in source.patients
+        if name not in by_name
+    ]
+    if missing:
+        raise BadData(missing)
+    return [by_name[name] for name in source.patients]
+
+
+def _cached(path: Path, make: Callable[[], Volume]) -> Volume:
+    try:
+        tensors = safetensors.torch.load_file(path)
+        return Volume(image=tensors["image"], labels=tensors["labels"])
+    except (FileNotFoundError, SafetensorError, KeyError):  # not there yet, or damaged
+        volume = make()
+        tensors = {"image": volume.image.contiguous(), "labels": volume.labels.contiguous()}
+        write_bytes(path, safetensors.torch.save(tensors))
+        return volume
+
+
+def _fingerprint(files: PatientFiles, data: DataConfig) -> Mapping[str, object]:
+    """What a prepared patient was made from: a changed file or setting prepares it anew."""
+    stats = {
+        str(path): (path.stat().st_size, path.stat().st_mtime_ns)
+        for paths in files.matches.values()
+        for path in paths
+    }
+    return {"files": stats, "data": data.model_dump(mode="json")}
+
+
+def _key(made_from: Mapping[str, object], shape: tuple[int, int, int]) -> str:
+    text = json.dumps([made_from, shape], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,179 @@
+"""What a hospital allows: the `[policy]` table of its own `site.toml`.
+
+The coordinator never writes it. A plan outside it is refused, by the name of the key that
+forbids it, before any patient's data is touched.
+
+    [policy]
+    epsilon_cap = 8.0
+    delta = 1e-5
+    stages = ["moments", "segment", "adversarial"]
+    minimum_patients = 20
+"""
+
+import json
+import tomllib
+from collections.abc import Iterator
+from difflib import get_close_matches
+from math import isinf
+from pathlib import Path
+from typing import Annotated, Any, Final, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from medsynth_client.spending import Mechanism
+from medsynth_common.errors import BadConfig, PolicyRefusal, Problem
+
+#: The stage whose releases are images, made from privatised weights alone.
+SYNTHESIZE: Final = "synthesize"
+
+_StageName = Annotated[str, Field(pattern=r"^[a-z][a-z-]{0,63}$")]
+
+
+class SitePolicy(BaseModel):
+    """One hospital's limits.
+
+    Attributes:
+        epsilon_cap: what one patient may spend here for life. Infinite only where unprotected
+            mechanisms are allowed.
+        delta: the failure probability that epsilon is stated with.
+        stages: which stages the site takes part in.
+        minimum_patients: fewest patients a plan may train on.
+        synthetic_may_leave: whether synthetic images may.
+        maximum_bytes: largest single release.
+        maximum_norm: largest L2 norm of all numbers of a release together.
+        minimum_clip: smallest clip a plan may ask for.
+        maximum_clip: largest clip a plan may ask for.
+        minimum_noise_multiplier: least noise a plan may ask for, over clip.
+        maximum_steps: most private steps in one round.
+        maximum_rounds: last round of a stage that is answered.
+        retention_days: how long state and caches of a finished run are kept.
+        allow_unprotected: lets mechanisms without noise pass. For simulations only.
+
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+    epsilon_cap: float = Field(gt=0, allow_inf_nan=True)
+    delta: float = Field(gt=0, lt=1)
+    stages: tuple[_StageName, ...]
+    minimum_patients: int = Field(ge=1)
+    synthetic_may_leave: bool = False
+    maximum_bytes: int = Field(default=2**30, ge=1)
+    maximum_norm: float = Field(default=1e6, gt=0)
+    minimum_clip: float = Field(default=1e-6, gt=0)
+    maximum_clip: float = Field(default=1e3, gt=0)
+    minimum_noise_multiplier: float = Field(default=0.5, gt=0)
+    maximum_steps: int = Field(default=10_000, ge=1)
+    maximum_rounds: int = Field(default=1_000, ge=1)
+    retention_days: int = Field(default=3_650, ge=1)
+    allow_unprotected: bool = False
+
+    @model_validator(mode="after")
+    def _keys_agree(self) -> Self:
+        if isinf(self.epsilon_cap) and not self.allow_unprotected:
+            raise ValueError("epsilon_cap must be finite unless allow_unprotected is true")
+        if self.minimum_clip > self.maximum_clip:
+            raise ValueError(
+                f"minimum_clip must be at most maximum_clip, "
+                f"got {self.minimum_clip} and {self.maximum_clip}"
+            )
+        return self
+
+
+def load_policy(path: Path) -> SitePolicy:
+    """Read the `[policy]` table of `site.toml`.
+
+    Raises BadConfig with every problem found; for an unknown key, with the nearest known one.
+    """
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        value = str(error).splitlines()[0]
+        raise BadConfig(
+            Problem(name=path.name, value=value, wanted="a readable TOML file")
+        ) from error
+    table = tables.get("policy")
+    if not isinstance(table, dict):
+        raise BadConfig(Problem(name=path.name, value="no [policy] table", wanted="one"))
+    try:
+        # As JSON, for strict values: a list is then a tuple, but 1 is still no `true`.
+        return SitePolicy.model_validate_json(json.dumps(table, default=str))
+    except ValidationError as error:
+        raise BadConfig(
+            _problem(f"{path.name}: policy", fault) for fault in error.errors()
+        ) from error
+
+
+def check_plan(
+    policy: SitePolicy, *, stage: str, round: int, mechanism: Mechanism | None, patients: int
+) -> None:
+    """Raise PolicyRefusal unless the site allows this; told are all keys that forbid it.
+
+    `mechanism` is None when the stage releases nothing that depends on patients.
+    """
+    problems = [
+        *_stage_problems(policy, stage),
+        *_size_problems(policy, round, patients),
+        *(_mechanism_problems(policy, mechanism) if mechanism is not None else ()),
+    ]
+    if problems:
+        raise PolicyRefusal("\n".join(map(str, problems)))
+
+
+def _stage_problems(policy: SitePolicy, stage: str) -> Iterator[Problem]:
+    if stage not in policy.stages:
+        allowed = ", ".join(policy.stages) or "no stage at all"
+        yield Problem(name="stages", value=str(stage)[:64], wanted=f"one of: {allowed}")
+    if stage == SYNTHESIZE and not policy.synthetic_may_leave:
+        yield Problem(name="synthetic_may_leave", value="synthetic images", wanted="none to leave")
+
+
+def _size_problems(policy: SitePolicy, round: int, patients: int) -> Iterator[Problem]:
+    if not 0 <= round <= policy.maximum_rounds:
+        wanted = f"round 0 to {policy.maximum_rounds}"
+        yield Problem(name="maximum_rounds", value=f"round {round}", wanted=wanted)
+    if patients < policy.minimum_patients:
+        wanted = f"at least {policy.minimum_patients}"
+        yield Problem(name="minimum_patients", value=f"{patients} patients", wanted=wanted)
+
+
+def _mechanism_problems(policy: SitePolicy, mechanism: Mechanism) -> Iterator[Problem]:
+    # Written so that NaN is refused: no comparison with it holds.
+    if not 1 <= mechanism.steps <= policy.maximum_steps:
+        wanted = f"1 to {policy.maximum_steps}"
+        yield Problem(name="maximum_steps", value=f"{mechanism.steps} steps", wanted=wanted)
+    if not 0 < mechanism.sampling_rate <= 1:
+        value = str(mechanism.sampling_rate)
+        yield Problem(name="sampling_rate", value=value, wanted="above 0, at most 1")
+    if mechanism.noise_multiplier == 0:
+        if not policy.allow_unprotected:
+            value = f"mechanism {mechanism.name} without noise"
+            yield Problem(name="allow_unprotected", value=value, wanted="protected mechanisms only")
+        return
+    if not mechanism.noise_multiplier >= policy.minimum_noise_multiplier:
+        yield Problem(
+            name="minimum_noise_multiplier",
+            value=str(mechanism.noise_multiplier),
+            wanted=f"at least {policy.minimum_noise_multiplier}",
+        )
+    if not policy.minimum_clip <= mechanism.clip <= policy.maximum_clip:
+        yield Problem(
+            name="minimum_clip, maximum_clip",
+            value=f"clip {mechanism.clip}",
+            wanted=f"{policy.minimum_clip} to {policy.maximum_clip}",
+        )
+
+
+def _problem(name: str, fault: Any) -> Problem:
+    key = ".".join(map(str, fault["loc"]))
+    place = f"{name}.{key}" if key else name
+    match fault["type"]:
+        case "extra_forbidden":
+            near = get_close_matches(key, SitePolicy.model_fields, n=1)
+            mend = f"did you mean {near[0]}?" if near else ""
+            known = "one of " + ", ".join(SitePolicy.model_fields)
+            return Problem(name=place, value="an unknown key", wanted=known, mend=mend)
+        case "missing":
+            return Problem(name=place, value="nothing", wanted="a value: it has no default")
+        case _:
+            return Problem(name=place, value=repr(fault["input"])[:80], wanted=fault["msg"])

@@ -1,0 +1,183 @@
+"""The story of a round at a hospital, on one page.
+
+1. look    has this very plan been answered already? then give that answer again
+2. policy  may it be done at all?
+3. charge  write what it costs into the ledger, on disk, before any noise is drawn
+4. train   on the patients, here
+5. gate    check, and write into the audit log, what is about to leave
+6. keep    answer and state, in one file, whole or not at all
+7. confirm in the ledger that the release went out
+"""
+
+import hashlib
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from medsynth_client.audit import AuditLog
+from medsynth_client.gate import Gate
+from medsynth_client.keeping import Keeping, Kept
+from medsynth_client.ledger import Ledger, Receipt
+from medsynth_client.order import Order, Outcome
+from medsynth_client.patients import load_patients
+from medsynth_client.policy import check_plan
+from medsynth_client.site_file import SiteFile
+from medsynth_client.spending import epsilon_of
+from medsynth_client.stages import WORK
+from medsynth_common.errors import BadMessage, PolicyRefusal, Problem, Refused
+from medsynth_common.learning.volumes import Volume
+from medsynth_common.plan import RoundPlan
+from medsynth_common.privacy.randomness import (
+    Randomness,
+    SimulatedRandomness,
+    SystemRandomness,
+)
+from medsynth_common.tensors import pack
+from medsynth_common.update import SiteUpdate, UpdateHeader, check_tensors
+from medsynth_common.wire.forms import expected_plan, expected_update
+from medsynth_common.wire.parts import update_from_tensors, update_tensors
+
+log = logging.getLogger(__name__)
+
+
+class Site:
+    """One hospital's half of the federation: its patients, ledger, gate and memory."""
+
+    def __init__(self, folder: Path, *, device: torch.device) -> None:
+        self.file = SiteFile.load(folder / "site.toml")
+        self._folder = folder
+        self._device = device
+        self._policy = self.file.policy
+        self._ledger = Ledger(
+            folder / "ledger.db",
+            cap=self._policy.epsilon_cap,
+            delta=self._policy.delta,
+            epsilon=epsilon_of,
+        )
+        self._ledger.register_dataset(self.file.source.names())
+        self._gate = Gate(self._policy, AuditLog(folder / "audit.jsonl"), self._ledger)
+        self._keeping = Keeping(folder / "state.safetensors")
+        self._patients: dict[tuple[int, ...], Sequence[Volume]] = {}
+
+    def carry(self, plan: RoundPlan) -> SiteUpdate:
+        """Carry out one plan.
+
+        Raises:
+            BadMessage: the plan is not for this site, or does not hold what its stage needs.
+            PolicyRefusal: the site's policy forbids it.
+            BudgetExhausted: it would pass the site's cap.
+
+        """
+        if plan.header.site != self.file.name:
+            raise BadMessage(
+                Problem(name="plan: site", value=plan.header.site, wanted=self.file.name)
+            )
+        digest = plan.digest()
+        kept = self._keeping.load()
+        if kept.plan_digest == digest and kept.header is not None:  # 1. look
+            return update_from_tensors(kept.header, kept.update)
+        check_tensors(plan.weights, expected_plan(plan.header))
+        try:
+            self._check(plan)  # 2. policy
+            receipts = self._charge(plan, digest)  # 3. charge
+        except Refused as error:
+            self._gate.refuse(
+                error,
+                plan_digest=digest,
+                stage=plan.header.stage,
+                round=plan.header.round,
+                project=plan.header.run,
+            )
+            raise
+        outcome = self._train(plan, digest, kept)  # 4. train
+        update = self._update(plan, digest, outcome)
+        tensors = update_tensors(update)
+        released = self._gate.release(  # 5. gate
+            pack(tensors),
+            tensors,
+            expected=expected_update(plan),
+            receipts=receipts,
+            plan_digest=digest,
+            stage=plan.header.stage,
+            round=plan.header.round,
+            project=plan.header.run,
+        )
+        self._keeping.store(  # 6. keep
+            Kept(plan_digest=digest, header=update.header, update=tensors, state=outcome.state)
+        )
+        for receipt in receipts:  # 7. confirm
+            self._ledger.confirm(receipt, release_sha256=hashlib.sha256(released).hexdigest())
+        return update
+
+    def _check(self, plan: RoundPlan) -> None:
+        stage = plan.header.stage
+        if stage not in WORK:
+            raise PolicyRefusal(f"stage {stage} is no work of a site's")
+        for mechanism in plan.header.mechanisms or (None,):
+            check_plan(
+                self._policy,
+                stage=stage,
+                round=plan.header.round,
+                mechanism=mechanism,
+                patients=self.file.declared_patients,
+            )
+
+    def _charge(self, plan: RoundPlan, digest: str) -> list[Receipt]:
+        return [
+            self._ledger.reserve(
+                project=plan.header.run,
+                stage=plan.header.stage,
+                round=plan.header.round,
+                plan_digest=digest,
+                mechanism=mechanism,
+            )
+            for mechanism in plan.header.mechanisms
+        ]
+
+    def _train(self, plan: RoundPlan, digest: str, kept: Kept) -> Outcome:
+        return WORK[plan.header.stage](
+            Order(
+                plan=plan.header,
+                weights=plan.weights,
+                patients=self.patients(plan.header.grid),
+                declared=self.file.declared_patients,
+                state=kept.state,
+                randomness=self._randomness(plan, digest),
+                device=self._device,
+            )
+        )
+
+    def patients(self, grid: tuple[int, ...]) -> Sequence[Volume]:
+        """The site's patients on this grid; prepared once and cached on disk."""
+        if grid not in self._patients:
+            self._patients[grid] = load_patients(
+                self.file.source, grid, cache=self._folder / "prepared"
+            )
+        return self._patients[grid]
+
+    def _randomness(self, plan: RoundPlan, digest: str) -> Randomness:
+        header = plan.header
+        if self.file.simulation_seed is None:
+            return SystemRandomness()
+        # A rehearsal: replayable on purpose, and its report says so.
+        return SimulatedRandomness(
+            self.file.simulation_seed, header.run, header.site, header.stage, digest
+        )
+
+    def _update(self, plan: RoundPlan, digest: str, outcome: Outcome) -> SiteUpdate:
+        spent = self._ledger.spent()
+        header = UpdateHeader(
+            run=plan.header.run,
+            site=self.file.name,
+            stage=plan.header.stage,
+            round=plan.header.round,
+            plan_digest=digest,
+            declared_patients=self.file.declared_patients,
+            epsilon=spent if math.isfinite(spent) else None,
+            cap=cap if math.isfinite(cap := self._policy.epsilon_cap) else None,
+            delta=self._policy.delta,
+        )
+        return SiteUpdate(header=header, weights=outcome.weights, own=outcome.own)

@@ -1,0 +1,48 @@
+"""`site.toml`: the site's own file. It is never the coordinator's to write or to change."""
+
+import json
+import tomllib
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+
+from medsynth_client.patients import Source
+from medsynth_client.policy import SitePolicy
+from medsynth_common.errors import BadConfig, Problem
+from medsynth_common.plan import Name, problems_of
+from medsynth_common.privacy.mechanism import Value
+
+
+class SiteFile(Value):
+    """What a site says about itself.
+
+    Attributes:
+        name: of the site, in every plan and record.
+        declared_patients: its public size: the denominator of private means and the weight in
+            averages. Not the true count, which one patient more or less would change.
+        source: where the patients are.
+        policy: what the site allows.
+        simulation_seed: makes noise replayable, for rehearsals only; a hospital leaves it out.
+
+    """
+
+    name: Name
+    declared_patients: int = Field(ge=1, le=1_000_000)
+    source: Source
+    policy: SitePolicy
+    simulation_seed: int | None = Field(default=None, ge=0, lt=2**62)
+
+    @classmethod
+    def load(cls, path: Path) -> "SiteFile":
+        """Read and check the file. Raises `BadConfig` with every problem in it."""
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise BadConfig(
+                Problem(name=str(path), value=type(error).__name__, wanted="a readable TOML file")
+            ) from error
+        try:
+            # As JSON, for strict values; `default` is for dates, which are none of ours.
+            return cls.model_validate_json(json.dumps(values, default=str))
+        except ValidationError as error:
+            raise BadConfig(problems_of(error, name=str(path))) from error

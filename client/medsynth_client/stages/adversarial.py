@@ -1,0 +1,158 @@
+"""Stage adversarial: the site's critic learns from patients, the generator learns from the critic.
+
+The generator's own step uses public label maps only and reaches the patients only through what
+was already privatised (the critic, the segmenter, the style): it is post-processing and costs
+nothing. The one exception is the seed paper's paired loss, an L1 distance on real pairs: it is a
+private mechanism of the generator, clipped, noised and charged as such.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from medsynth_client.critics import CRITICS, SiteCritic
+from medsynth_client.order import Order, Outcome
+from medsynth_common.errors import BadMessage, Problem
+from medsynth_common.labels import one_hot, segmenter_target
+from medsynth_common.learning.label_bank import label_bank
+from medsynth_common.learning.losses import lock_loss, segmentation_loss, tissue_moments
+from medsynth_common.learning.optimizer_state import load_optimizer, optimizer_tensors
+from medsynth_common.learning.painting import paint
+from medsynth_common.learning.volumes import Volume, as_batch, draw_crops, random_box
+from medsynth_common.networks import Generator, build_segmenter
+from medsynth_common.plan import AdversarialSettings
+from medsynth_common.privacy.patients import PatientOptimizer, poisson_sample
+from medsynth_common.style import Style, stack
+from medsynth_common.tensors import state_of, under, with_prefix
+
+_CODE_SPEED = 20  # the style code's learning rate, in units of the weights': it has 4 numbers
+
+
+class _GeneratorTraining:
+    """One site's round of adversarial training."""
+
+    def __init__(self, order: Order, settings: AdversarialSettings) -> None:
+        self.order, self.settings = order, settings
+        self.dims = order.plan.networks.spatial_dims
+        self.draw = order.torch_generator()
+        self.generator = Generator(order.plan.networks)
+        self.generator.load_state_dict(under("generator", order.weights))
+        self.generator.to(order.device)
+        self.segmenter = build_segmenter(order.plan.networks)
+        self.segmenter.load_state_dict(under("segmenter", order.weights))
+        self.segmenter.to(order.device).eval().requires_grad_(False)
+        self.style = Style.from_tensors(under("style", order.weights))
+        self.code = nn.Parameter(self.style.code.clone().to(order.device))
+        self.bank = label_bank(order.plan.public_seed, settings.label_bank, order.plan.grid)
+        self.critic: SiteCritic = CRITICS[settings.critic](order)
+        rate = settings.generator_learning_rate
+        groups: list[dict[str, Any]] = [
+            {"params": list(self.generator.parameters())},
+            {"params": [self.code], "lr": rate * _CODE_SPEED},
+        ]
+        self.adam = torch.optim.Adam(groups, lr=rate, betas=(0.5, 0.99))
+        load_optimizer(self.adam, under("generator-optimizer", order.state))
+
+    def public_pairs(self) -> tuple[Tensor, Style, Tensor]:
+        """Paint a batch of public label maps: classes, the styles they had, images."""
+        picks = torch.randint(len(self.bank), (self.settings.batch,), generator=self.draw)
+        classes = one_hot(self.bank[picks]).to(self.order.device)
+        styles = stack([self.style.patient(self.draw) for _ in picks]).to(self.order.device)
+        code = self.code.expand(len(picks), -1)
+        styles = Style(offset=styles.offset, gain=styles.gain, spread=styles.spread, code=code)
+        return classes, styles, paint(self.generator, classes, styles, self.draw)
+
+    @torch.no_grad()
+    def fakes(self) -> tuple[Tensor, Tensor]:
+        """Fakes for the critic to learn from."""
+        classes, _, image = self.public_pairs()
+        return classes, image
+
+    def public_loss(self) -> Tensor:
+        """Critic, consistency of the segmenter with the label, and the moment lock."""
+        classes, styles, image = self.public_pairs()
+        # The segmenter was trained on crops, and its normalisation depends on their size.
+        box = random_box(image.shape[2:], self.order.plan.crop, self.order.randomness)
+        labels = classes[:, :, *box].argmax(1)
+        target = as_batch(segmenter_target(labels).unsqueeze(1), self.dims)[:, 0]
+        logits = self.segmenter(as_batch(image[:, :, *box], self.dims))
+        return (
+            self.settings.critic_weight * self.critic.loss(classes, image)
+            + self.settings.consistency_weight * segmentation_loss(logits, target)
+            + self.settings.lock_weight * lock_loss(image, classes, styles)
+        )
+
+    def step_publicly(self) -> None:
+        """One step on public label maps alone."""
+        self.adam.zero_grad()
+        self.public_loss().backward()  # type: ignore[no-untyped-call] # torch's stub
+        self.adam.step()
+
+    def paired_loss(self, volume: Volume) -> Callable[[], Tensor]:
+        """pix2pix' L1 on one patient's own crops (Isola et al. 2017; Shin et al. 2018)."""
+        images, labels = draw_crops(
+            volume,
+            crop=self.order.plan.crop,
+            count=self.settings.crops,
+            randomness=self.order.randomness,
+        )
+        images = images.to(self.order.device)
+        classes = one_hot(labels).to(self.order.device)
+        # A draw of its own: were it the public fakes', these would tell how many were sampled.
+        draw = self.order.torch_generator()
+
+        def loss() -> Tensor:
+            mean, deviation, _ = tissue_moments(images, classes)
+            styles = Style(
+                offset=mean,
+                gain=deviation,
+                spread=torch.zeros_like(mean),
+                code=self.code.expand(len(images), -1),
+            )
+            fake = paint(self.generator, classes, styles, draw)
+            return self.settings.paired_weight * F.l1_loss(fake, images)
+
+        return loss
+
+    def train_with_pairs(self) -> None:
+        """Every step: paired gradients clipped and noised, the public gradient added after."""
+        mechanism = self.order.mechanism("paired")
+        optimizer = PatientOptimizer(
+            self.adam,
+            mechanism,
+            expected_patients=mechanism.sampling_rate * self.order.declared,
+            randomness=self.order.randomness,
+        )
+        patients = self.order.patients
+        for _ in range(mechanism.steps):
+            chosen = poisson_sample(len(patients), mechanism.sampling_rate, self.order.randomness)
+            losses = [self.paired_loss(patients[index]) for index in chosen]
+            optimizer.step(losses, self.public_loss)
+
+
+def train_generator(order: Order) -> Outcome:
+    """Let the critic learn, then the generator; return generator and code, keep the critic."""
+    settings = order.plan.settings
+    if not isinstance(settings, AdversarialSettings):
+        raise BadMessage(
+            Problem(name="plan: settings", value=settings.stage, wanted="settings of adversarial")
+        )
+    training = _GeneratorTraining(order, settings)
+    training.critic.learn(training.fakes)
+    if settings.paired_weight:
+        training.train_with_pairs()
+    else:
+        for _ in range(settings.generator_steps):
+            training.step_publicly()
+    kept = {
+        **training.critic.state(),
+        **with_prefix("generator-optimizer", optimizer_tensors(training.adam)),
+    }
+    return Outcome(
+        weights=with_prefix("generator", state_of(training.generator)),
+        own={"style.code": training.code.detach().cpu().clone()},
+        state={**order.state, **kept},
+    )

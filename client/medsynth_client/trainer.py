@@ -1,0 +1,133 @@
+"""The trainer: the process that holds patients and GPU, and no network.
+
+It serves its sites on a Unix socket until its parent goes away. One plan at a time: sites that
+share a machine take turns.
+"""
+
+import logging
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from medsynth_client.hash_chain import exclusive
+from medsynth_client.site import Site
+from medsynth_client.site_file import SiteFile
+from medsynth_common import __version__
+from medsynth_common.durable import sweep
+from medsynth_common.errors import BadConfig, BadMessage, Problem, Refused
+from medsynth_common.tensors import pack
+from medsynth_common.wire.parts import (
+    failure_part,
+    plan_from_parts,
+    update_parts,
+    update_tensors,
+)
+from medsynth_common.wire.site_pb2 import Description, PlanPart, UpdatePart
+from medsynth_common.wire.trainer_rpc import serve
+
+log = logging.getLogger(__name__)
+
+_TAKE_OVER_SECONDS: Final = 60.0
+
+
+class Trainer:
+    """Several sites behind one socket (one, at a hospital)."""
+
+    def __init__(self, folders: Sequence[Path], *, device: torch.device) -> None:
+        sites = [Site(folder, device=device) for folder in folders]
+        self._sites = {site.file.name: site for site in sites}
+        if len(self._sites) < len(sites):
+            names = str(sorted(site.file.name for site in sites))
+            raise BadConfig(Problem(name="sites", value=names, wanted="each name once"))
+        self._turn = threading.Lock()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a plan is being carried out."""
+        return self._turn.locked()
+
+    def describe(self) -> Description:
+        """Tell which sites are here."""
+        return Description(sites=sorted(self._sites), version=__version__)
+
+    def carry(self, parts: Iterable[PlanPart]) -> Iterator[UpdatePart]:
+        """Carry out one plan; whatever goes wrong leaves as the error's name alone."""
+        try:
+            plan = plan_from_parts(parts)
+            site = self._sites.get(plan.header.site)
+            if site is None:
+                raise BadMessage(
+                    Problem(
+                        name="plan: site",
+                        value=plan.header.site,
+                        wanted=f"one of {sorted(self._sites)}",
+                    )
+                )
+            with self._turn:
+                update = site.carry(plan)
+            content = pack(update_tensors(update))
+        except (BadMessage, Refused) as error:
+            # These speak of plans and limits, never of a patient.
+            log.warning("%s: %s", type(error).__name__, error)
+            yield failure_part(error)
+        except Exception as error:
+            # The edge: the trainer must stay up, and no log may hold a patient's name either.
+            log.error("a plan could not be carried out: %s", _without_text(error))
+            yield failure_part(error)
+        else:
+            yield from update_parts(update.header, content)
+
+
+def _without_text(error: Exception) -> str:
+    """Tell an error's name and where it came from, not what it says."""
+    frames = traceback.extract_tb(error.__traceback__)
+    places = " < ".join(f"{frame.filename}:{frame.lineno}" for frame in reversed(frames))
+    return f"{type(error).__name__} at {places}"
+
+
+def choose_device(name: str) -> torch.device:
+    """Turn `auto` into the GPU where there is one, else the CPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        wanted = "auto, cpu, cuda or cuda:N"
+        raise BadConfig(Problem(name="device", value=name, wanted=wanted)) from error
+
+
+def run_trainer(
+    folders: Sequence[Path], socket: Path, *, device: str, threads: int, watch_parent: bool
+) -> None:
+    """Serve until told to stop; with `watch_parent`, until standard input closes."""
+    torch.set_num_threads(threads)
+    # Which kernel runs must not depend on what ran before: the same plan, the same weights.
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    with ExitStack() as held:
+        for folder in folders:
+            SiteFile.load(folder / "site.toml")  # a mistyped folder is told, not made
+            # One trainer a site: one whose parent died may still be ending.
+            held.enter_context(exclusive(folder / "trainer", timeout=_TAKE_OVER_SECONDS))
+            sweep(folder)
+        trainer = Trainer(folders, device=choose_device(device))
+        server = serve(trainer, socket)
+        try:
+            if watch_parent:
+                # The parent holds the other end; however it dies, this read returns.
+                sys.stdin.buffer.read()
+            else:
+                server.wait_for_termination()
+        finally:
+            server.stop(grace=None)
+            socket.unlink(missing_ok=True)
+        if trainer.busy:
+            # Nobody waits for this plan's answer any more. Whoever asks again must not find the
+            # site taken until it is done, and a site is built to survive a sudden end.
+            os._exit(1)
