@@ -1,0 +1,1 @@
+"""The coordinator: asks sites for updates, combines them, and makes synthetic volumes."""

@@ -1,0 +1,118 @@
+"""From the run's epsilon to each stage's noise: one calibration for everything that will happen."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from medsynth_common.plan import Critic
+from medsynth_common.privacy.accountant import Request, calibrate
+from medsynth_common.privacy.mechanism import Mechanism, Unprotected
+from medsynth_server.config import RunConfig
+from medsynth_server.model import Model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """The mechanisms of a whole run, by name, with their total number of steps."""
+
+    mechanisms: Mapping[str, Mechanism]
+
+    def for_round(self, name: str, *, steps: int) -> Mechanism:
+        """The mechanism `name`, for one round of `steps` steps."""
+        return self.mechanisms[name].model_copy(update={"steps": steps})
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublicClips:
+    """The clips that are measured on public phantoms; noise is in units of them.
+
+    Attributes:
+        level: of a patient's vector of tissue intensities.
+        spread: of a patient's vector of distances from the site's mean.
+        features: of a patient's vector of image features.
+
+    """
+
+    level: float
+    spread: float
+    features: float
+
+    @classmethod
+    def of(cls, model: Model) -> "PublicClips":
+        """Read them from the publicly trained model."""
+        prior = model.prior
+        return cls(
+            level=float(prior.level_clip),
+            spread=float(prior.spread_clip),
+            features=float(model.tensors["features.clip"]),
+        )
+
+
+def check_budget(config: RunConfig) -> None:
+    """Raise `BadConfig` for a budget that no noise can keep; before anything has been trained."""
+    if config.privacy == "off":
+        return
+    unmeasured = PublicClips(level=1.0, spread=1.0, features=1.0)
+    calibrate(
+        requests(config, unmeasured), epsilon=config.privacy.epsilon, delta=config.privacy.delta
+    )
+
+
+def requests(config: RunConfig, clips: PublicClips) -> list[Request]:
+    """What the enabled stages will ask of patients."""
+    wanted: list[Request] = []
+    if config.moments.enabled:
+        for name, share, norm in (
+            ("level", config.moments.level_share, clips.level),
+            ("spread", config.moments.spread_share, clips.spread),
+        ):
+            wanted.append(Request(name=name, share=share, clip=norm, sampling_rate=1.0, steps=1))
+    if config.segment.enabled:
+        segment = config.segment
+        wanted.append(
+            Request(
+                name="segmenter",
+                share=segment.share,
+                clip=segment.clip,
+                sampling_rate=segment.sampling_rate,
+                steps=segment.rounds * segment.steps,
+            )
+        )
+    if config.adversarial.enabled:
+        adversarial = config.adversarial
+        by_features = adversarial.critic is Critic.MEAN_FEATURES
+        clip = clips.features if by_features else adversarial.clip
+        wanted.append(
+            Request(
+                name="critic",
+                share=adversarial.share,
+                clip=clip,
+                sampling_rate=adversarial.sampling_rate,
+                steps=adversarial.rounds * adversarial.steps,
+            )
+        )
+        if adversarial.paired_weight:
+            wanted.append(
+                Request(
+                    name="paired",
+                    share=adversarial.paired_share,
+                    clip=adversarial.paired_clip,
+                    sampling_rate=config.segment.sampling_rate,
+                    steps=adversarial.rounds * adversarial.generator_steps,
+                )
+            )
+    return wanted
+
+
+def plan_budget(config: RunConfig, model: Model) -> Budget:
+    """Calibrate every mechanism so that all of them together cost the run's epsilon."""
+    wanted = requests(config, PublicClips.of(model))
+    mechanisms: list[Mechanism]
+    if config.privacy == "off":
+        mechanisms = [
+            Unprotected(name=w.name, sampling_rate=w.sampling_rate, steps=w.steps) for w in wanted
+        ]
+    else:
+        mechanisms = list(
+            calibrate(wanted, epsilon=config.privacy.epsilon, delta=config.privacy.delta)
+        )
+    return Budget(mechanisms={mechanism.name: mechanism for mechanism in mechanisms})

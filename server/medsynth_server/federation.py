@@ -1,0 +1,222 @@
+"""The one thing: a round. Plans go down, updates come up, the coordinator makes one step.
+
+`Federation.run` is the whole loop; a stage says what to ask and what to make of the answers.
+"""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from flwr.app import Message
+from torch import Tensor
+
+from medsynth_common.errors import BadMessage, MedsynthError, Problem
+from medsynth_common.plan import RoundPlan, Stage
+from medsynth_common.update import SiteUpdate, check_tensors
+from medsynth_common.wire.forms import expected_update
+from medsynth_common.wire.parts import update_tensors
+from medsynth_common.wire.records import plan_to_records, update_from_records
+from medsynth_server.checkpoint import Checkpoint
+from medsynth_server.flower import train_message
+from medsynth_server.model import Model
+from medsynth_server.progress import Progress
+from medsynth_server.record import Arm, NoteEvent, RoundEvent, RunLog
+from medsynth_server.strategies import Answer
+
+
+class FederatedStage(Protocol):
+    """One part of a run."""
+
+    name: Stage
+    rounds: int
+
+    def plan(self, model: Model, site: str, round: int) -> RoundPlan | None:
+        """What to ask of a site; None when the round is the coordinator's alone."""
+
+    def combine(self, model: Model, round: int, answers: Sequence[Answer]) -> Model:
+        """Make one step of the answers, of which there is at least one."""
+
+    def after(self, model: Model, round: int) -> tuple[Model, Mapping[str, float]]:
+        """Do the coordinator's own part of the round; also gives losses, public ones.
+
+        After the last round this puts the stage's result in its place, and so it does for a stage
+        that ends early, where it is called for `rounds` without that round's answers.
+        """
+
+
+class SiteGrid(Protocol):
+    """What the loop needs of Flower's `Grid`, and a site's name for a node."""
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Every site's node."""
+
+    def site_of(self, node: int) -> str:
+        """The name of a node's site."""
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Ask, and wait for the answers."""
+
+
+class NoAnswer(MedsynthError):
+    """No site gave a usable answer, and not because its budget was spent."""
+
+
+@dataclass(kw_only=True)
+class Round:
+    """What became of one round's questions."""
+
+    answers: list[Answer] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+    @property
+    def spent(self) -> bool:
+        """Whether every site refused because its privacy budget is spent."""
+        return not self.answers and set(self.refused.values()) == {"BudgetExhausted"}
+
+    def require_answer(self, stage: str, round: int) -> None:
+        """Raise `NoAnswer` unless a site answered."""
+        if self.answers:
+            return
+        told = ", ".join(f"{site}: {name}" for site, name in sorted(self.refused.items()))
+        raise NoAnswer(f"{stage} round {round}: no site gave a usable answer ({told})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Federation:
+    """A training of one arm: stages, sites, and where it is recorded.
+
+    Attributes:
+        arm: which of the run's trainings this is.
+        stages: in order.
+        grid: where the sites are; None when no stage asks any.
+        checkpoint: remembers the model after every round.
+        log: the run's record.
+        progress: what a person sees.
+        deadline: seconds to wait for a round's answers.
+
+    """
+
+    arm: Arm
+    stages: Sequence[FederatedStage]
+    grid: SiteGrid | None
+    checkpoint: Checkpoint
+    log: RunLog
+    progress: Progress
+    deadline: float
+
+    def run(self, start: Model) -> Model:
+        """Train from `start`, or go on from the last finished round; returns the final model.
+
+        Raises:
+            NoAnswer: a round had no usable answer.
+
+        """
+        model, done = self.checkpoint.load(start)
+        for stage in self.stages:
+            if done.covers(stage.name, stage.rounds):
+                continue
+            self.progress.stage(stage.name, stage.rounds)
+            for number in range(done.next_round(stage.name), stage.rounds + 1):
+                began = time.monotonic()
+                self.progress.round_started(number)
+                plans = self._plans(stage, model, number)  # 1. what to ask
+                asked = self._ask(plans)  # 2. ask, and check every answer
+                if asked.spent:
+                    self._end_early(stage, number)
+                    # As after the last round: an average over rounds, for one, takes its place.
+                    model, _ = stage.after(model, stage.rounds)
+                    break
+                if plans:
+                    asked.require_answer(stage.name, number)
+                    model = stage.combine(model, number, asked.answers)  # 3. combine
+                model, losses = stage.after(model, number)  # 4. the coordinator's own part
+                # Recorded before it is remembered: a crash between the two repeats the round and
+                # its line, of which the last counts; the other way round would lose the line.
+                self.log.append(
+                    RoundEvent(
+                        arm=self.arm,
+                        stage=stage.name,
+                        round=number,
+                        seconds=time.monotonic() - began,
+                        losses=losses,
+                        sites=tuple(a.update.header.site for a in asked.answers),
+                        refused=asked.refused,
+                        bytes_up=asked.bytes_up,
+                        bytes_down=asked.bytes_down,
+                    )
+                )
+                done = done.with_round(stage.name, number)
+                self.checkpoint.store(model, done)  # 5. remember
+                self.progress.round_done(number, losses)
+            done = done.with_stage(stage.name, stage.rounds)
+            self.checkpoint.store(model, done)
+        return model
+
+    def _plans(self, stage: FederatedStage, model: Model, round: int) -> dict[int, RoundPlan]:
+        if self.grid is None:
+            return {}
+        asked = {
+            n: stage.plan(model, self.grid.site_of(n), round) for n in self.grid.get_node_ids()
+        }
+        return {node: plan for node, plan in asked.items() if plan is not None}
+
+    def _ask(self, plans: Mapping[int, RoundPlan]) -> Round:
+        asked = Round()
+        if self.grid is None or not plans:
+            return asked
+        began = time.monotonic()
+        questions = [train_message(plan_to_records(plan), node) for node, plan in plans.items()]
+        asked.bytes_down = sum(_size(plan.weights) for plan in plans.values())
+        for message in self.grid.send_and_receive(questions, timeout=self.deadline):
+            node = message.metadata.src_node_id
+            question = next(q for q in questions if q.metadata.dst_node_id == node)
+            site = self.grid.site_of(node)
+            answer = _checked(message, plans[node])
+            error = answer if isinstance(answer, str) else None
+            if isinstance(answer, str):
+                asked.refused[site] = answer
+            else:
+                asked.answers.append(Answer(update=answer, question=question))
+                asked.bytes_up += _size(update_tensors(answer))
+            self.progress.site_done(
+                site,
+                seconds=time.monotonic() - began,
+                epsilon=None if isinstance(answer, str) else answer.header.epsilon,
+                cap=None if isinstance(answer, str) else answer.header.cap,
+                error=error,
+            )
+        return asked
+
+    def _end_early(self, stage: FederatedStage, round: int) -> None:
+        text = (
+            f"{self.arm} arm: {stage.name} ended before round {round} of {stage.rounds}, "
+            "since every site's privacy budget is spent"
+        )
+        self.log.append(NoteEvent(text=text))
+        self.progress.note(text)
+
+
+def _checked(message: Message, plan: RoundPlan) -> SiteUpdate | str:
+    """Give the update when it answers this plan in the right form, else an error's name."""
+    if message.has_error():
+        return str(message.error.reason)[:64]
+    try:
+        update = update_from_records(message.content)
+        header = update.header
+        if (header.site, header.plan_digest) != (plan.header.site, plan.digest()):
+            raise BadMessage(
+                Problem(name="update", value="another plan's answer", wanted="this plan's")
+            )
+        check_tensors(update_tensors(update), expected_update(plan))
+    except BadMessage as error:
+        return type(error).__name__
+    return update
+
+
+def _size(tensors: Mapping[str, Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

@@ -1,0 +1,80 @@
+"""What the coordinator holds: every weight of the run as named tensors, in one immutable value."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from medsynth_common.learning.moments import Prior
+from medsynth_common.networks import Generator, NetworkSettings, build_critic, build_segmenter
+from medsynth_common.style import Style
+from medsynth_common.tensors import state_of, under, with_prefix
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """The weights of a run.
+
+    Attributes:
+        networks: their sizes.
+        tensors: `generator.*`, `segmenter.*`, `critic.*`, `prior.*`, `features.*` and, for every
+            site, `style.SITE.*`.
+
+    """
+
+    networks: NetworkSettings
+    tensors: Mapping[str, Tensor]
+
+    @classmethod
+    def fresh(cls, networks: NetworkSettings, *, seed: int) -> "Model":
+        """Initialise all networks; the same seed gives the same weights."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            parts: dict[str, nn.Module] = {
+                "generator": Generator(networks),
+                "segmenter": build_segmenter(networks),
+                "critic": build_critic(networks),
+            }
+        tensors = {
+            name: tensor
+            for part, module in parts.items()
+            for name, tensor in with_prefix(part, state_of(module)).items()
+        }
+        return cls(networks=networks, tensors=tensors)
+
+    def updated(self, tensors: Mapping[str, Tensor]) -> "Model":
+        """The same model with these tensors put in place of, or beside, its own."""
+        return Model(networks=self.networks, tensors={**self.tensors, **tensors})
+
+    def part(self, name: str) -> dict[str, Tensor]:
+        """The tensors under `name`, with their full names."""
+        return with_prefix(name, under(name, self.tensors))
+
+    def generator(self, device: torch.device) -> Generator:
+        """Build the generator with its weights."""
+        generator = Generator(self.networks)
+        generator.load_state_dict(under("generator", self.tensors))
+        return generator.to(device)
+
+    def segmenter(self, device: torch.device) -> nn.Module:
+        """Build the segmenter with its weights."""
+        segmenter = build_segmenter(self.networks)
+        segmenter.load_state_dict(under("segmenter", self.tensors))
+        return segmenter.to(device)
+
+    def critic(self, device: torch.device) -> nn.Module:
+        """Build the publicly trained critic with its weights."""
+        critic = build_critic(self.networks)
+        critic.load_state_dict(under("critic", self.tensors))
+        return critic.to(device)
+
+    @property
+    def prior(self) -> Prior:
+        """What public phantoms say about intensities."""
+        return Prior.from_tensors(under("prior", self.tensors))
+
+    def style(self, site: str) -> Style:
+        """A site's style, or the public average where the site has released none."""
+        tensors = under(f"style.{site}", self.tensors)
+        return Style.from_tensors({**self.prior.style().tensors(), **tensors})

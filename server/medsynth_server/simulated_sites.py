@@ -1,0 +1,198 @@
+"""The hospitals of a simulation: their folders, their own site.toml, and who is held out.
+
+The coordinator of a real federation never writes a site's files; a simulation plays both sides.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+import torch
+
+from medsynth_common.dataset import PatientFiles, checked_patients, prepare
+from medsynth_common.durable import write_bytes
+from medsynth_common.errors import BadConfig, BadData, Problem
+from medsynth_common.learning.volumes import Volume
+from medsynth_common.phantom import SITE_SCANNERS, make_phantom
+from medsynth_common.plan import SITE_NAME, Stage
+from medsynth_server.config import RunConfig
+
+#: Of a site's real patients, the share that is held out; a site of one or two holds out none.
+_HELD_OUT = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulatedSite:
+    """One simulated hospital.
+
+    Attributes:
+        name: of the site.
+        source: the `[source]` table of its site.toml: where its training patients are.
+        declared: its public size.
+        held_out: descriptions of patients it never trains on: phantom seeds, or real files.
+        trained_on: the real patients it trains on; a simulation may look at them.
+
+    """
+
+    name: str
+    source: Mapping[str, Any]
+    declared: int
+    held_out: Sequence[int] | Sequence[PatientFiles] = field(default_factory=tuple)
+    trained_on: Sequence[PatientFiles] = field(default_factory=tuple)
+
+    def load_held_out(self, config: RunConfig) -> list[Volume]:
+        """Read the held-out patients on the training grid."""
+        return [self._load(patient, config) for patient in self.held_out]
+
+    def load_trained_on(self, config: RunConfig, *, count: int) -> list[Volume]:
+        """Read the first real training patients on the training grid."""
+        return [self._load(patient, config) for patient in self.trained_on[:count]]
+
+    def _load(self, patient: int | PatientFiles, config: RunConfig) -> Volume:
+        shape = (config.grid[0], config.grid[1], config.grid[2])
+        if isinstance(patient, PatientFiles):
+            ready = prepare(patient, shape, config.data)
+            image, labels = ready.image, ready.labels
+        else:
+            scanner = next(s for s in SITE_SCANNERS if s.name == self.source["scanner"]["name"])
+            phantom = make_phantom(patient, shape, scanner)
+            image, labels = phantom.image, phantom.labels
+        return Volume(image=torch.from_numpy(image), labels=torch.from_numpy(labels))
+
+
+def phantom_sites(config: RunConfig, *, seed: int) -> list[SimulatedSite]:
+    """Hospitals of phantoms, one scanner each; scanners repeat when there are more sites."""
+    federation = config.federation
+    sites = []
+    for index in range(federation.sites):
+        first = _seed(seed, "site", index)
+        held_out = [first + federation.patients + k for k in range(federation.test_patients)]
+        scanner = SITE_SCANNERS[index % len(SITE_SCANNERS)]
+        sites.append(
+            SimulatedSite(
+                name=f"site-{index + 1:0{len(str(federation.sites))}d}",
+                source={
+                    "kind": "phantom",
+                    "scanner": scanner.model_dump(mode="json"),
+                    "patients": federation.patients,
+                    "seed": first,
+                },
+                declared=federation.patients,
+                held_out=held_out,
+            )
+        )
+    return sites
+
+
+def folder_sites(root: Path, config: RunConfig) -> list[SimulatedSite]:
+    """Hospitals of real patients.
+
+    Raises:
+        BadData: with every problem of every patient, before anything is trained.
+
+    """
+    sites = []
+    found = checked_patients(root, config.data)
+    _check_names(found)
+    for name, patients in found.items():
+        out = round(_HELD_OUT * len(patients)) if len(patients) >= 3 else 0
+        out = max(out, 1) if len(patients) >= 3 else 0
+        training = patients[: len(patients) - out]
+        sites.append(
+            SimulatedSite(
+                name=name,
+                source={
+                    "kind": "folder",
+                    "root": str(root.resolve()),
+                    "data": config.data.model_dump(mode="json", exclude_none=True),
+                    "site": name,
+                    "patients": [files.name for files in training],
+                },
+                declared=len(training),
+                held_out=patients[len(training) :],
+                trained_on=training,
+            )
+        )
+    return sites
+
+
+def check_delta(delta: float, sizes: Mapping[str, int]) -> None:
+    """Raise `BadConfig` unless delta is below one patient's share of every site.
+
+    At 1/n a mechanism that publishes a patient picked at random would pass as private.
+    """
+    problems = [
+        Problem(name="privacy.delta", value=f"{delta:g}", wanted=f"below 1/{n}, {site}'s patients")
+        for site, n in sizes.items()
+        if delta * n >= 1
+    ]
+    if problems:
+        raise BadConfig(problems)
+
+
+def write_site(folder: Path, site: SimulatedSite, config: RunConfig) -> None:
+    """Write a simulated site's site.toml, unless it is there.
+
+    Raises:
+        BadData: it is there and says something else: a run goes on with the patients it began with.
+
+    """
+    path = folder / "site.toml"
+    values: dict[str, Any] = {
+        "name": site.name,
+        "declared_patients": site.declared,
+        "policy": _policy(config),
+        "source": site.source,
+    }
+    if config.seed is not None:
+        values["simulation_seed"] = config.seed
+    content = tomli_w.dumps(json.loads(json.dumps(values))).encode()
+    if not path.exists():
+        write_bytes(path, content)
+    elif path.read_bytes() != content:
+        raise BadData(
+            Problem(
+                name=str(path),
+                value="a site that began with other patients",
+                wanted="the patients of this command",
+                mend="give the --data that the run began with, or another --out",
+            )
+        )
+
+
+def _check_names(sites: Iterable[str]) -> None:
+    problems = [
+        Problem(
+            name=f"site {site!r}",
+            value="a name that cannot be written in every record",
+            wanted="at most 64 letters, digits, '.', '_' and '-', not beginning with a sign",
+            mend="rename the folder, or name the site in a CSV",
+        )
+        for site in sites
+        if not SITE_NAME.fullmatch(site)
+    ]
+    if problems:
+        raise BadData(problems)
+
+
+def _policy(config: RunConfig) -> dict[str, Any]:
+    policy: dict[str, Any] = {
+        "stages": [Stage.MOMENTS, Stage.SEGMENT, Stage.ADVERSARIAL],
+        "minimum_patients": 1,
+        "minimum_noise_multiplier": 0.01,  # what the largest epsilon of a config comes to
+    }
+    if config.privacy == "off":
+        return policy | {"epsilon_cap": float("inf"), "delta": 0.5, "allow_unprotected": True}
+    return policy | {
+        "epsilon_cap": config.privacy.lifetime_cap,
+        "delta": config.privacy.delta,
+    }
+
+
+def _seed(*material: object) -> int:
+    digest = hashlib.sha256(json.dumps(material).encode()).digest()
+    return int.from_bytes(digest[:5], "big") << 20
