@@ -1,0 +1,204 @@
+"""The hospital's command line: facts on stdout, problems on stderr, the documented exit codes."""
+
+import json
+import runpy
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from medsynth_client.cli import main
+from medsynth_client.site import Site
+from medsynth_common import __version__
+from medsynth_common.errors import PolicyRefusal
+from medsynth_common.plan import Stage
+from medsynth_common.wire.trainer_rpc import TrainerClient
+from tiny import SITE, NewSite, plan, unprotected
+
+
+@pytest.fixture
+def folder(new_site: NewSite) -> Path:
+    """A site that has answered two plans and refused one."""
+    made = new_site()
+    site = Site(made, device=torch.device("cpu"))
+    site.carry(plan())
+    site.carry(plan(Stage.SEGMENT))
+    with pytest.raises(PolicyRefusal):
+        site.carry(plan(round=2, mechanisms=(unprotected("spread"),)))
+    return made
+
+
+class Ended:
+    """How a command ended."""
+
+    def __init__(self, code: object, out: str, err: str) -> None:
+        self.code, self.out, self.err = code or 0, out, err
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> "Command":
+    return Command(monkeypatch, capsys)
+
+
+class Command:
+    """Runs `medsynth-client` in this process."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch, self._capsys = monkeypatch, capsys
+
+    def __call__(self, *arguments: str | Path) -> Ended:
+        self._monkeypatch.setattr("sys.argv", ["medsynth-client", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        told = self._capsys.readouterr()
+        return Ended(caught.value.code, told.out, told.err)
+
+
+def test_status_says_what_was_spent_with_delta_and_unit(command: Command, folder: Path) -> None:
+    ended = command("privacy", "status", folder)
+    assert ended.code == 0
+    first, *lines = ended.out.splitlines()
+    assert first.startswith(f"{SITE}: epsilon ")
+    assert first.endswith(" of 8 at delta 1e-05, unit: patient")
+    assert [line.split()[:2] for line in lines] == [["run-1", "level:"], ["run-1", "segmenter:"]]
+    assert "noise 5.000, rate 1, 1 steps in 1 releases; alone epsilon 0.7" in lines[0]
+
+
+def test_status_as_json(command: Command, folder: Path, new_site: NewSite) -> None:
+    other = new_site("site-b")
+    ended = command("privacy", "status", folder, other, "--format", "json")
+    spent, fresh = json.loads(ended.out)
+    assert spent["site"] == SITE
+    assert spent["unit"] == "patient"
+    assert spent["epsilon"] + spent["left"] == pytest.approx(8.0)
+    assert [line["name"] for line in spent["mechanisms"]] == ["level", "segmenter"]
+    alone = [line["epsilon_alone"] for line in spent["mechanisms"]]
+    assert max(alone) < spent["epsilon"] < sum(alone)
+    assert (fresh["epsilon"], fresh["mechanisms"]) == (0.0, [])
+
+
+def test_status_of_a_site_without_privacy(command: Command, new_site: NewSite) -> None:
+    folder = new_site(allow_unprotected=True, epsilon_cap=float("inf"))
+    Site(folder, device=torch.device("cpu")).carry(plan(mechanisms=(unprotected("level"),)))
+    ended = command("privacy", "status", folder)
+    assert "epsilon unbounded (no privacy) of none" in ended.out
+    assert "alone epsilon -" in ended.out
+    [one] = json.loads(command("privacy", "status", folder, "--format", "json").out)
+    assert (one["epsilon"], one["cap"], one["left"]) == (None, None, None)
+
+
+def test_a_sound_record_is_called_sound(command: Command, folder: Path) -> None:
+    ledger, audit = command("privacy", "verify", folder), command("audit", "verify", folder)
+    assert (ledger.code, ledger.out) == (0, "the ledger is sound\n")
+    assert (audit.code, audit.out) == (0, "the audit log is sound\n")
+
+
+def test_a_tampered_ledger_is_found(command: Command, folder: Path) -> None:
+    head = folder / "ledger.db.head"
+    head.write_text(head.read_text().replace('"count":', '"count":1'))
+    ended = command("privacy", "verify", folder)
+    assert ended.code == 1
+    assert ended.out == ""
+    assert "ledger.db" in ended.err
+
+
+def test_a_readable_key_is_found(command: Command, folder: Path) -> None:
+    (folder / "ledger.db.key").chmod(0o644)
+    ended = command("privacy", "verify", folder)
+    assert ended.code == 1
+    assert "chmod 600" in ended.err
+
+
+def test_a_tampered_audit_log_is_found(command: Command, folder: Path) -> None:
+    log = folder / "audit.jsonl"
+    log.write_text(log.read_text().replace('"released"', '"refused"', 1))
+    ended = command("audit", "verify", folder)
+    assert ended.code == 1
+    assert "audit.jsonl line 1" in ended.err
+    assert command("audit", "show", folder).code == 4
+
+
+def test_what_left_is_shown(command: Command, folder: Path) -> None:
+    lines = command("audit", "show", folder).out.splitlines()
+    assert len(lines) == 3
+    assert "released run-1 moments round 1: " in lines[0]
+    assert " bytes, SHA-256 " in lines[1]
+    assert lines[2].endswith("refused run-1 moments round 2: PolicyRefusal")
+    shown = [
+        json.loads(line)
+        for line in command("audit", "show", folder, "--format", "json").out.splitlines()
+    ]
+    assert [event["outcome"] for event in shown] == ["released", "released", "refused"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["privacy", "status"],
+        ["privacy", "verify"],
+        ["audit", "show"],
+        ["trainer", "--socket", "s", "--site"],
+    ],
+)
+def test_a_folder_that_is_no_site_is_told_and_not_made(
+    command: Command, tmp_path: Path, words: list[str]
+) -> None:
+    ended = command(*words, tmp_path / "mistyped")
+    assert ended.code == 4
+    assert "site.toml: got FileNotFoundError, wanted a readable TOML file" in ended.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["nonsense"],
+        ["privacy", "status"],
+        ["audit", "show", ".", "--format", "xml"],
+        ["trainer", "--site", "a", "--socket", "b", "--threads", "0"],
+        ["trainer", "--site", "a"],
+    ],
+)
+def test_wrong_usage_is_bad_input(command: Command, words: list[str]) -> None:
+    assert command(*words).code == 4
+
+
+def test_help_and_version(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert command("--version").out == f"medsynth-client {__version__}\n"
+    assert "--watch-parent" in command("trainer", "--help").out
+    monkeypatch.setattr("sys.argv", ["medsynth-client", "--version"])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_module("medsynth_client", run_name="__main__")
+    assert not caught.value.code
+
+
+@pytest.fixture
+def _as_before() -> Iterator[None]:
+    """The trainer sets how its process computes; these tests share one."""
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(1)
+
+
+@pytest.mark.usefixtures("_as_before")
+def test_the_trainer_command_serves_its_sites(
+    command: Command, new_site: NewSite, socket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[str] = []
+
+    def parent() -> bytes:
+        """The end of standard input, which the trainer waits for."""
+        caller = TrainerClient(socket)
+        found.extend(caller.describe(timeout=60).sites)
+        caller.close()
+        return b""
+
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=SimpleNamespace(read=parent)))
+    sites = [new_site(), new_site("site-b")]
+    both = [word for site in sites for word in ("--site", site)]
+    ended = command("trainer", *both, "--socket", socket, "--device", "cpu", "--watch-parent")
+    assert ended.code == 0
+    assert found == [SITE, "site-b"]

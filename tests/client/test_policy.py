@@ -1,0 +1,151 @@
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from pydantic import ValidationError
+
+from medsynth_client.policy import SitePolicy, check_plan, load_policy
+from medsynth_common.errors import BadConfig, PolicyRefusal
+
+GOOD = """
+name = "site-a"
+[policy]
+epsilon_cap = 8
+delta = 1e-5
+stages = ["moments", "segment"]
+minimum_patients = 20
+maximum_steps = 100
+maximum_rounds = 10
+"""
+
+
+def policy(**changes: object) -> SitePolicy:
+    fields: dict[str, object] = {
+        "epsilon_cap": 8.0,
+        "delta": 1e-5,
+        "stages": ("moments", "segment"),
+        "minimum_patients": 20,
+        "maximum_steps": 100,
+        "maximum_rounds": 10,
+    }
+    return SitePolicy.model_validate(fields | changes)
+
+
+def plan(**changes: object) -> dict[str, object]:
+    mechanism: dict[str, object] = {
+        "name": "critic",
+        "clip": 1.0,
+        "noise_multiplier": 2.0,
+        "sampling_rate": 0.1,
+        "steps": 50,
+    }
+    rest = {"stage": "segment", "round": 3, "patients": 20}
+    of_mechanism = {key: value for key, value in changes.items() if key in mechanism}
+    of_rest = {key: value for key, value in changes.items() if key not in mechanism}
+    return rest | of_rest | {"mechanism": SimpleNamespace(**(mechanism | of_mechanism))}
+
+
+def ask(site: SitePolicy, **changes: object) -> None:
+    check_plan(site, **plan(**changes))  # type: ignore[arg-type]  # keywords made up above
+
+
+def test_a_site_file_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "site.toml"
+    path.write_text(GOOD)
+    assert load_policy(path) == policy()
+
+
+def test_every_problem_is_told_with_the_nearest_key(tmp_path: Path) -> None:
+    path = tmp_path / "site.toml"
+    path.write_text(
+        "[policy]\nepsilon_cp = 8\ndelta = 2.0\nstages = 'segment'\nminimum_patients = true\n"
+        "maximum_norm = nan\n"
+    )
+    with pytest.raises(BadConfig) as caught:
+        load_policy(path)
+    told = {
+        problem.name.removeprefix("site.toml: policy."): problem
+        for problem in caught.value.problems
+    }
+    assert set(told) == {
+        "epsilon_cp",
+        "epsilon_cap",
+        "delta",
+        "stages",
+        "minimum_patients",
+        "maximum_norm",
+    }
+    assert told["epsilon_cp"].mend == "did you mean epsilon_cap?"
+    assert told["epsilon_cap"].value == "nothing"
+    assert "2.0" in str(told["delta"])
+
+
+@pytest.mark.parametrize("text", ["", "policy = 3", "[policy", "[polcy]\ndelta = 1e-5"])
+def test_a_file_without_a_policy_is_told(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "site.toml"
+    path.write_text(text)
+    with pytest.raises(BadConfig, match=r"site\.toml"):
+        load_policy(path)
+
+
+def test_a_missing_file_is_told(tmp_path: Path) -> None:
+    with pytest.raises(BadConfig, match=r"site\.toml"):
+        load_policy(tmp_path / "site.toml")
+
+
+def test_no_cap_only_where_nothing_is_protected() -> None:
+    with pytest.raises(ValidationError, match="epsilon_cap must be finite"):
+        policy(epsilon_cap=math.inf)
+    assert math.isinf(policy(epsilon_cap=math.inf, allow_unprotected=True).epsilon_cap)
+    with pytest.raises(ValidationError, match="minimum_clip"):
+        policy(minimum_clip=2.0, maximum_clip=1.0)
+
+
+def test_a_plan_within_the_policy_passes() -> None:
+    ask(policy())
+    check_plan(policy(), stage="moments", round=10, mechanism=None, patients=20)
+    ask(policy(allow_unprotected=True), noise_multiplier=0.0, clip=math.inf)
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "value", "limit"),
+    [
+        ({"stage": "adversarial"}, "stages", "adversarial", "moments, segment"),
+        ({"round": 11}, "maximum_rounds", "11", "10"),
+        ({"round": 10**9}, "maximum_rounds", "1000000000", "10"),
+        ({"round": -1}, "maximum_rounds", "-1", "10"),
+        ({"patients": 19}, "minimum_patients", "19", "20"),
+        ({"steps": 101}, "maximum_steps", "101", "100"),
+        ({"steps": -1}, "maximum_steps", "-1", "100"),
+        ({"noise_multiplier": 0.4}, "minimum_noise_multiplier", "0.4", "0.5"),
+        ({"noise_multiplier": math.nan}, "minimum_noise_multiplier", "nan", "0.5"),
+        ({"noise_multiplier": 0.0}, "allow_unprotected", "critic", "protected"),
+        ({"clip": math.nan}, "minimum_clip, maximum_clip", "nan", "1000"),
+        ({"clip": 0.0}, "minimum_clip, maximum_clip", "0.0", "1e-06"),
+        ({"sampling_rate": 1.5}, "sampling_rate", "1.5", "at most 1"),
+    ],
+)
+def test_a_plan_outside_is_refused_by_key_value_and_limit(
+    change: dict[str, object], key: str, value: str, limit: str
+) -> None:
+    with pytest.raises(PolicyRefusal) as caught:
+        ask(policy(), **change)
+    line = str(caught.value)
+    assert line.startswith(f"{key}: got ")
+    assert value in line
+    assert limit in line
+
+
+def test_all_that_forbids_a_plan_is_told() -> None:
+    with pytest.raises(PolicyRefusal) as caught:
+        ask(policy(), stage="nonsense", patients=1, steps=0)
+    assert len(str(caught.value).splitlines()) == 3
+
+
+def test_synthetic_images_leave_only_when_the_site_says_so() -> None:
+    stages = ("synthesize",)
+    with pytest.raises(PolicyRefusal, match="synthetic_may_leave"):
+        check_plan(policy(stages=stages), stage="synthesize", round=1, mechanism=None, patients=20)
+    allowed = policy(stages=stages, synthetic_may_leave=True)
+    check_plan(allowed, stage="synthesize", round=1, mechanism=None, patients=20)

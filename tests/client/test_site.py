@@ -1,0 +1,350 @@
+"""The story of a round at a hospital: look, policy, charge, train, gate, keep, confirm."""
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from medsynth_client import site as site_file
+from medsynth_client.audit import AuditEvent, AuditLog
+from medsynth_client.audit import verify as verify_audit
+from medsynth_client.keeping import Keeping
+from medsynth_client.ledger import Ledger
+from medsynth_client.order import Order, Outcome
+from medsynth_client.privacy_command import open_ledger
+from medsynth_client.site import Site
+from medsynth_client.stages import WORK
+from medsynth_common.errors import (
+    BadMessage,
+    BudgetExhausted,
+    MedsynthError,
+    PolicyRefusal,
+    StorageFailed,
+    UnsafeRelease,
+)
+from medsynth_common.plan import Critic, RoundPlan, SegmentSettings, Stage
+from medsynth_common.privacy.randomness import SimulatedRandomness
+from medsynth_common.tensors import pack
+from medsynth_common.update import SiteUpdate, check_tensors
+from medsynth_common.wire.forms import expected_update
+from medsynth_common.wire.parts import update_tensors
+from tiny import SITE, NewSite, adversarial, gaussian, model, plan, unprotected
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A stage, what it is told, and what it spends."""
+
+    stage: Stage
+    mechanisms: tuple[str, ...]
+    changes: dict[str, Any] = field(default_factory=dict)
+
+    def plan(self, *, protected: bool = True, **changes: Any) -> RoundPlan:
+        made = gaussian if protected else unprotected
+        mechanisms = tuple(made(name) for name in self.mechanisms)
+        return plan(self.stage, **{"mechanisms": mechanisms, **self.changes, **changes})
+
+
+CASES = {
+    "level": Case(stage=Stage.MOMENTS, mechanisms=("level",)),
+    "spread": Case(stage=Stage.MOMENTS, mechanisms=("spread",), changes={"round": 2}),
+    "segment": Case(stage=Stage.SEGMENT, mechanisms=("segmenter",)),
+    "proximal": Case(
+        stage=Stage.SEGMENT,
+        mechanisms=("segmenter",),
+        changes={"settings": SegmentSettings(proximal=0.1)},
+    ),
+    **{
+        critic.value: Case(
+            stage=Stage.ADVERSARIAL,
+            mechanisms=("critic",),
+            changes={"settings": adversarial(critic=critic)},
+        )
+        for critic in Critic
+    },
+    "paired": Case(
+        stage=Stage.ADVERSARIAL,
+        mechanisms=("critic", "paired"),
+        changes={"settings": adversarial(paired_weight=1.0)},
+    ),
+}
+SEGMENT = CASES["segment"]
+
+
+def events(folder: Path) -> list[AuditEvent]:
+    return AuditLog(folder / "audit.jsonl").read()
+
+
+def steps_charged(folder: Path) -> dict[str, int]:
+    return {line.name: line.steps for line in open_ledger(folder).statement()}
+
+
+def same(first: SiteUpdate, second: SiteUpdate) -> bool:
+    one, two = update_tensors(first), update_tensors(second)
+    return (
+        first.header == second.header
+        and one.keys() == two.keys()
+        and all(torch.equal(one[name], two[name]) for name in one)
+    )
+
+
+@pytest.mark.parametrize("protected", [True, False], ids=["protected", "unprotected"])
+@pytest.mark.parametrize("name", CASES)
+def test_the_whole_story_of_a_round(new_site: NewSite, name: str, protected: bool) -> None:
+    free = {} if protected else {"allow_unprotected": True, "epsilon_cap": math.inf}
+    folder = new_site(**free)
+    asked = CASES[name].plan(protected=protected)
+    update = Site(folder, device=CPU).carry(asked)
+
+    # Exactly the tensors of the stage's form, and they are new.
+    sent = update_tensors(update)
+    check_tensors(sent, expected_update(asked))
+    moved = {key: value for key, value in update.weights.items() if asked.weights[key].numel()}
+    assert all(not torch.equal(moved[key], asked.weights[key]) for key in list(moved)[:2])
+    assert sent
+    # Nothing but the receipt beside them.
+    head = update.header
+    assert (head.run, head.site, head.stage) == ("run-1", SITE, asked.header.stage)
+    assert (head.plan_digest, head.declared_patients) == (asked.digest(), 3)
+    assert (head.epsilon is not None) == (head.cap is not None) == protected
+    # Charged, audited, confirmed: the records agree with each other and with what left.
+    assert steps_charged(folder) == dict.fromkeys(CASES[name].mechanisms, 1)
+    [event] = events(folder)
+    assert (event.outcome, event.plan_digest) == ("released", asked.digest())
+    assert event.sha256 == hashlib.sha256(pack(sent)).hexdigest()
+    assert event.epsilon == head.epsilon
+    assert len(event.receipts) == len(CASES[name].mechanisms)
+    assert open_ledger(folder).verify() == []
+    assert verify_audit(folder / "audit.jsonl") == []
+
+    # Asked again, also after a restart, it gives the same answer and spends nothing.
+    again = Site(folder, device=CPU).carry(asked)
+    assert same(again, update)
+    assert len(events(folder)) == 1
+    assert steps_charged(folder) == dict.fromkeys(CASES[name].mechanisms, 1)
+
+
+def test_without_a_seed_no_two_sites_draw_the_same_noise(new_site: NewSite) -> None:
+    first, second = (
+        Site(new_site(name, seed=None), device=CPU).carry(plan(site=name)) for name in ("a", "b")
+    )
+    assert not torch.equal(first.own["style.offset"], second.own["style.offset"])
+
+
+def test_a_rehearsal_repeats_with_its_seed(new_site: NewSite, tmp_path: Path) -> None:
+    asked = SEGMENT.plan()
+    first = Site(new_site(), device=CPU).carry(asked)
+    (tmp_path / SITE).rename(tmp_path / "before")
+    again = Site(new_site(), device=CPU).carry(asked)
+    assert same(again, first)
+
+
+@pytest.mark.parametrize("critic", Critic)
+def test_the_critic_stays_at_the_site_and_goes_on_learning(
+    new_site: NewSite, critic: Critic
+) -> None:
+    folder = new_site()
+    site = Site(folder, device=CPU)
+    counts = []
+    for round in (1, 2):
+        case = CASES[critic.value]
+        update = site.carry(case.plan(round=round))
+        state = Keeping(folder / "state.safetensors").load().state
+        steps = {
+            Critic.MEAN_FEATURES: "mean-features.releases",
+            Critic.HEAD: "head-optimizer.0.step",
+            Critic.PATCHGAN: "patchgan-optimizer.0.step",
+        }
+        counts.append((float(state[steps[critic]]), float(state["generator-optimizer.0.step"])))
+        assert not any("critic" in key or "head" in key for key in update_tensors(update))
+        site = Site(folder, device=CPU)  # its memory is on disk
+    assert counts == [(1, 1), (2, 2)]
+
+
+def test_stages_keep_each_other_s_memory(new_site: NewSite) -> None:
+    folder = new_site()
+    site = Site(folder, device=CPU)
+    site.carry(SEGMENT.plan())
+    site.carry(CASES["head"].plan())
+    state = Keeping(folder / "state.safetensors").load().state
+    assert {"segmenter-optimizer.0.step", "head.weight"} <= state.keys()
+
+
+def snapshot(folder: Path) -> tuple[dict[str, int], bytes]:
+    """What was charged, and what the site remembers."""
+    state = folder / "state.safetensors"
+    return steps_charged(folder), state.read_bytes() if state.exists() else b""
+
+
+REFUSED: dict[str, tuple[dict[str, Any], RoundPlan, type[MedsynthError]]] = {
+    "stage": ({"stages": ["moments"]}, SEGMENT.plan(round=2), PolicyRefusal),
+    "no noise": ({}, SEGMENT.plan(protected=False), PolicyRefusal),
+    "too little noise": (
+        {},
+        SEGMENT.plan(mechanisms=(gaussian("segmenter", noise_multiplier=0.1),)),
+        PolicyRefusal,
+    ),
+    "too many steps": (
+        {"maximum_steps": 10},
+        SEGMENT.plan(mechanisms=(gaussian("segmenter", steps=11),)),
+        PolicyRefusal,
+    ),
+    "too few patients": ({"minimum_patients": 4}, SEGMENT.plan(), PolicyRefusal),
+    "second mechanism": (
+        {},
+        CASES["paired"].plan(mechanisms=(gaussian("critic"), unprotected("paired"))),
+        PolicyRefusal,
+    ),
+    "past the cap": (
+        {},
+        SEGMENT.plan(mechanisms=(gaussian("segmenter", noise_multiplier=0.6, steps=50),)),
+        BudgetExhausted,
+    ),
+}
+
+
+@pytest.mark.parametrize("why", REFUSED)
+def test_a_refused_plan_is_written_down_and_changes_nothing(new_site: NewSite, why: str) -> None:
+    limits, asked, error = REFUSED[why]
+    folder = new_site(**limits)
+    site = Site(folder, device=CPU)
+    if "minimum_patients" not in limits:
+        site.carry(CASES["level"].plan())
+    before = snapshot(folder)
+    with pytest.raises(error):
+        site.carry(asked)
+    assert snapshot(folder) == before
+    last = events(folder)[-1]
+    assert (last.outcome, last.error, last.bytes) == ("refused", error.__name__, 0)
+    assert last.plan_digest == asked.digest()
+
+
+def test_the_cap_holds_over_runs_and_restarts(new_site: NewSite) -> None:
+    folder = new_site(epsilon_cap=1.2)
+    Site(folder, device=CPU).carry(CASES["level"].plan(run="run-1"))
+    Site(folder, device=CPU).carry(CASES["level"].plan(run="run-2"))
+    with pytest.raises(BudgetExhausted):
+        Site(folder, device=CPU).carry(CASES["level"].plan(run="run-3"))
+    assert open_ledger(folder).spent() <= 1.2
+
+
+def test_another_site_s_plan_is_not_carried_out(new_site: NewSite) -> None:
+    folder = new_site()
+    with pytest.raises(BadMessage, match="plan: site: got site-b, wanted site-a"):
+        Site(folder, device=CPU).carry(SEGMENT.plan(site="site-b"))
+    assert snapshot(folder) == ({}, b"")
+    assert events(folder) == []
+
+
+def test_a_plan_without_its_mechanism_releases_nothing(new_site: NewSite) -> None:
+    folder = new_site()
+    for mechanisms in ((), (gaussian("something"),)):
+        with pytest.raises(BadMessage, match="one named 'segmenter'"):
+            Site(folder, device=CPU).carry(SEGMENT.plan(mechanisms=mechanisms))
+    assert [event.outcome for event in events(folder)] == []
+
+
+class Broken(Exception):
+    """What a stage's work may die of."""
+
+
+def broken(_: Order) -> Outcome:
+    raise Broken
+
+
+def test_a_charge_stands_when_the_work_dies(
+    new_site: NewSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = new_site()
+    site = Site(folder, device=CPU)
+    asked = SEGMENT.plan()
+    with monkeypatch.context() as patched:
+        patched.setitem(WORK, Stage.SEGMENT, broken)
+        with pytest.raises(Broken):
+            site.carry(asked)
+    assert snapshot(folder) == ({"segmenter": 1}, b"")
+    assert events(folder) == []
+    site.carry(asked)  # its noise is drawn anew, and so it is paid for again
+    assert steps_charged(folder) == {"segmenter": 2}
+    assert [event.outcome for event in events(folder)] == ["released"]
+
+
+def test_a_charge_stands_when_the_disk_is_full(
+    new_site: NewSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise StorageFailed("no space left")
+
+    folder = new_site()
+    with monkeypatch.context() as patched:
+        patched.setattr(Keeping, "store", full)
+        with pytest.raises(StorageFailed):
+            Site(folder, device=CPU).carry(SEGMENT.plan())
+    assert steps_charged(folder) == {"segmenter": 1}
+    Site(folder, device=CPU).carry(SEGMENT.plan())
+    assert steps_charged(folder) == {"segmenter": 2}
+
+
+SPOILS: dict[str, Callable[[Outcome], Outcome]] = {
+    "a count": lambda good: replace(good, own={"patients": torch.tensor(3.0)}),
+    "a loss": lambda good: replace(good, weights={**good.weights, "loss": torch.zeros(())}),
+    "less": lambda good: replace(good, weights=dict(list(good.weights.items())[1:])),
+    "NaN": lambda good: replace(
+        good, weights={key: value * math.nan for key, value in good.weights.items()}
+    ),
+    "doubles": lambda good: replace(
+        good, weights={key: value.double() for key, value in good.weights.items()}
+    ),
+}
+
+
+@pytest.mark.parametrize("what", SPOILS)
+def test_what_the_plan_did_not_ask_for_stays(
+    new_site: NewSite, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    good = Outcome(
+        weights={key: value for key, value in model().items() if key.startswith("segmenter.")},
+        own={},
+        state={},
+    )
+    folder = new_site()
+    monkeypatch.setitem(WORK, Stage.SEGMENT, lambda _: SPOILS[what](good))
+    with pytest.raises(UnsafeRelease):
+        Site(folder, device=CPU).carry(SEGMENT.plan())
+    assert [(event.outcome, event.error) for event in events(folder)] == [
+        ("refused", "UnsafeRelease")
+    ]
+    assert snapshot(folder) == ({"segmenter": 1}, b"")
+
+
+def test_the_steps_come_in_their_order(new_site: NewSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+
+    def spy(owner: Any, name: str, says: str) -> None:
+        true = getattr(owner, name)
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            told.append(says)
+            return true(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, watched)
+
+    folder = new_site()
+    site = Site(folder, device=CPU)
+    spy(Keeping, "load", "look")
+    spy(site_file, "check_plan", "policy")
+    spy(Ledger, "reserve", "charge")
+    spy(SimulatedRandomness, "uniform", "sample")
+    spy(SimulatedRandomness, "normal", "noise")
+    spy(AuditLog, "append", "audit")
+    spy(Keeping, "store", "keep")
+    spy(Ledger, "confirm", "confirm")
+    site.carry(CASES["level"].plan())
+    assert told == ["look", "policy", "charge", "sample", "noise", "audit", "keep", "confirm"]

@@ -1,0 +1,202 @@
+"""What each stage and critic learns, with the noise off."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from medsynth_client.critics import CRITICS
+from medsynth_client.critics.mean_features import MeanFeaturesCritic
+from medsynth_client.order import Order
+from medsynth_client.stages import adversarial as adversarial_file
+from medsynth_client.stages import segment as segment_file
+from medsynth_client.stages.adversarial import train_generator
+from medsynth_client.stages.moments import release_moments
+from medsynth_client.stages.segment import train_segmenter
+from medsynth_common.errors import BadMessage
+from medsynth_common.labels import Tissue, one_hot
+from medsynth_common.learning.features import FeatureScale, patient_features
+from medsynth_common.learning.losses import tissue_moments
+from medsynth_common.learning.volumes import Volume
+from medsynth_common.networks import build_critic, build_segmenter
+from medsynth_common.plan import Critic, RoundPlan, SegmentSettings, Stage
+from medsynth_common.privacy.randomness import SimulatedRandomness
+from medsynth_common.tensors import under
+from tiny import PATIENTS, Quiet, adversarial, gaussian, header, model, plan, unprotected, volumes
+
+CPU = torch.device("cpu")
+
+
+def order(
+    asked: RoundPlan,
+    *,
+    patients: Sequence[Volume] | None = None,
+    state: Mapping[str, Tensor] | None = None,
+    randomness: Any = None,
+) -> Order:
+    return Order(
+        plan=asked.header,
+        weights=asked.weights,
+        patients=volumes() if patients is None else patients,
+        declared=PATIENTS,
+        state=state or {},
+        randomness=randomness or Quiet(),
+        device=CPU,
+    )
+
+
+def test_moments_find_the_scanner() -> None:
+    asked = plan(mechanisms=(unprotected("level"),))
+    style = under("style", release_moments(order(asked)).own)
+    images = torch.stack([volume.image for volume in volumes()])
+    classes = one_hot(torch.stack([volume.labels for volume in volumes()]))
+    truth = tissue_moments(images, classes)[0].mean(0)
+    for tissue in (Tissue.CSF, Tissue.GREY, Tissue.WHITE):
+        before = (asked.weights["style.offset"][tissue] - truth[tissue]).abs()
+        after = (style["offset"][tissue] - truth[tissue]).abs()
+        assert float(after.max()) < 1e-3 < float(before.max())
+
+
+def test_more_noise_leaves_less_of_the_scanner() -> None:
+    prior = model()["style.offset"]
+
+    def moved(noise: float) -> float:
+        mechanism = gaussian("level", clip=100.0, noise_multiplier=noise)
+        own = release_moments(order(plan(mechanisms=(mechanism,)))).own
+        return float((own["style.offset"] - prior).abs().sum())
+
+    assert moved(1e-6) > 1.5 * moved(0.03) > 1.5 * moved(1.0)
+
+
+def test_the_second_round_of_moments_finds_the_spread() -> None:
+    asked = plan(round=2, mechanisms=(unprotected("spread"),))
+    own = under("style", release_moments(order(asked)).own)
+    assert torch.equal(own["offset"], asked.weights["style.offset"])
+    assert not torch.equal(own["spread"], asked.weights["style.spread"])
+    later = plan(round=5, mechanisms=(unprotected("spread"),))
+    assert torch.equal(release_moments(order(later)).own["style.spread"], own["spread"])
+
+
+def test_the_segmenter_learns() -> None:
+    settings = SegmentSettings(learning_rate=0.01, crops=2)
+    asked = plan(Stage.SEGMENT, settings=settings, mechanisms=(unprotected("segmenter", steps=15),))
+
+    def loss_of(weights: Mapping[str, Tensor]) -> float:
+        segmenter = build_segmenter(asked.header.networks)
+        segmenter.load_state_dict(under("segmenter", weights))
+        images = torch.stack([volume.image for volume in volumes()])
+        labels = torch.stack([volume.labels for volume in volumes()])
+        with torch.no_grad():
+            return float(segment_file._loss(segmenter, images, labels, order(asked)))
+
+    outcome = train_segmenter(order(asked, randomness=SimulatedRandomness("segment")))
+    assert loss_of(outcome.weights) < 0.9 * loss_of(asked.weights)
+
+
+def test_the_proximal_term_holds_the_segmenter_back() -> None:
+    def moved(proximal: float) -> float:
+        settings = SegmentSettings(learning_rate=0.01, proximal=proximal)
+        mechanisms = (unprotected("segmenter", steps=6),)
+        asked = plan(Stage.SEGMENT, settings=settings, mechanisms=mechanisms)
+        weights = train_segmenter(order(asked)).weights
+        return float(sum((weights[key] - asked.weights[key]).abs().sum() for key in weights))
+
+    assert moved(100.0) < 0.9 * moved(0.0)
+
+
+def critic_order(
+    critic: Critic, *, steps: int = 1, state: Mapping[str, Tensor] | None = None
+) -> Order:
+    settings = adversarial(critic=critic, critic_learning_rate=0.002)
+    mechanisms = (unprotected("critic", steps=steps),)
+    return order(plan(Stage.ADVERSARIAL, settings=settings, mechanisms=mechanisms), state=state)
+
+
+def batch(chosen: Sequence[Volume]) -> tuple[Tensor, Tensor]:
+    classes = one_hot(torch.stack([volume.labels for volume in chosen]))
+    return classes, torch.stack([volume.image for volume in chosen])
+
+
+def coarse(image: Tensor) -> Tensor:
+    """The same images from a noisier scanner."""
+    draw = torch.Generator().manual_seed(1)
+    return image + 0.3 * torch.randn(image.shape, generator=draw)
+
+
+@pytest.mark.parametrize("critic", Critic)
+def test_a_critic_tells_the_site_s_images_from_others(critic: Critic) -> None:
+    judge = CRITICS[critic](critic_order(critic, steps=10))
+    classes, real = batch(volumes())
+    fake = coarse(real)
+    judge.learn(lambda: (classes, fake))
+    with torch.no_grad():
+        assert float(judge.loss(classes, real)) < float(judge.loss(classes, fake)) - 0.05
+
+
+@pytest.mark.parametrize("critic", Critic)
+def test_a_critic_s_loss_reaches_the_image_and_its_memory_lasts(critic: Critic) -> None:
+    first = CRITICS[critic](critic_order(critic))
+    classes, image = batch(volumes())
+    first.learn(lambda: (classes, coarse(image)))
+    again = CRITICS[critic](critic_order(critic, state=first.state()))
+    seen = image.clone().requires_grad_()
+    loss = again.loss(classes, seen)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert seen.grad is not None
+    assert float(seen.grad.norm()) > 0
+    with torch.no_grad():
+        assert float(loss.detach()) == pytest.approx(float(first.loss(classes, image)))
+
+
+def test_mean_features_are_the_mean_of_all_releases() -> None:
+    critic = MeanFeaturesCritic(critic_order(Critic.MEAN_FEATURES, steps=3))
+    critic.learn(lambda: batch(volumes()))
+    state = critic.state()
+    assert float(state["mean-features.releases"]) == 3
+    trunk = build_critic(header().networks).eval()
+    trunk.load_state_dict(under("critic", model()))
+    scale = FeatureScale.from_tensors(under("features", model()))
+    with torch.no_grad():
+        rows = torch.stack([patient_features(trunk, v, scale, 3, CPU) for v in volumes()])
+    mean = state["mean-features.sum"] / 3
+    assert torch.allclose(mean, rows.mean(0), atol=1e-5)
+    asked = critic_order(Critic.MEAN_FEATURES, state=state)
+    later = MeanFeaturesCritic(asked)
+    later.learn(lambda: batch(volumes()))
+    assert float(later.state()["mean-features.releases"]) == 4
+
+
+def test_the_paired_loss_brings_the_generator_to_the_patients() -> None:
+    settings = adversarial(
+        critic_weight=0.0,
+        consistency_weight=0.0,
+        lock_weight=0.0,
+        paired_weight=1.0,
+        generator_learning_rate=0.001,
+    )
+    mechanisms = (unprotected("critic"), unprotected("paired", steps=5))
+    asked = plan(Stage.ADVERSARIAL, settings=settings, mechanisms=mechanisms)
+    too_bright = {"generator.paint.bias": torch.full((4,), 0.3)}
+    asked = RoundPlan(header=asked.header, weights={**asked.weights, **too_bright})
+    outcome = train_generator(order(asked))
+    trained = RoundPlan(header=asked.header, weights={**asked.weights, **outcome.weights})
+
+    def distance(of: RoundPlan) -> float:
+        training = adversarial_file._GeneratorTraining(order(of), settings)
+        with torch.no_grad():
+            return float(sum(training.paired_loss(volume)() for volume in volumes()))
+
+    assert distance(trained) < 0.95 * distance(asked)
+
+
+def test_a_stage_s_work_wants_its_own_settings() -> None:
+    for run, stage in ((train_segmenter, Stage.MOMENTS), (train_generator, Stage.SEGMENT)):
+        with pytest.raises(BadMessage, match="plan: settings"):
+            run(order(plan(stage)))
+
+
+def test_a_mechanism_that_is_not_there_is_told() -> None:
+    with pytest.raises(BadMessage, match=r"got \['level'\], wanted one named 'spread'"):
+        release_moments(order(plan(round=2)))

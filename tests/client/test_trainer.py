@@ -1,0 +1,227 @@
+"""The trainer over a real Unix socket: what goes in, and all that comes out."""
+
+import logging
+import os
+import shutil
+import stat
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import grpc
+import pytest
+import torch
+
+from medsynth_client.stages import WORK
+from medsynth_client.trainer import Trainer, choose_device, run_trainer
+from medsynth_common import __version__
+from medsynth_common.errors import BadConfig, BadData, PolicyRefusal, Problem
+from medsynth_common.plan import RoundPlan, Stage
+from medsynth_common.update import SiteUpdate
+from medsynth_common.wire.parts import plan_parts, update_from_parts
+from medsynth_common.wire.site_pb2 import PlanPart
+from medsynth_common.wire.trainer_rpc import TrainerClient, serve
+from tiny import SITE, NewSite, gaussian, plan, unprotected
+
+SECRET = "anna-1970-03-02"
+SECONDS = 60.0
+
+
+@pytest.fixture
+def client(new_site: NewSite, socket: Path) -> Iterator[TrainerClient]:
+    """A caller of a trainer that holds two sites."""
+    trainer = Trainer([new_site(), new_site("site-b")], device=torch.device("cpu"))
+    server = serve(trainer, socket)
+    caller = TrainerClient(socket)
+    yield caller
+    caller.close()
+    server.stop(grace=None).wait()
+
+
+def answer(client: TrainerClient, asked: RoundPlan) -> SiteUpdate | str:
+    return update_from_parts(client.carry(plan_parts(asked), timeout=SECONDS))
+
+
+def test_it_tells_its_sites_and_nothing_else(client: TrainerClient) -> None:
+    described = client.describe(timeout=SECONDS)
+    assert list(described.sites) == [SITE, "site-b"]
+    assert described.version == __version__
+    assert len(described.ListFields()) == 2
+
+
+def test_each_site_answers_its_own_plan(client: TrainerClient) -> None:
+    for site in (SITE, "site-b"):
+        asked = plan(Stage.SEGMENT, site=site)
+        update = answer(client, asked)
+        assert isinstance(update, SiteUpdate)
+        assert update.header.site == site
+        assert update.header.plan_digest == asked.digest()
+
+
+def test_two_callers_take_turns(client: TrainerClient) -> None:
+    plans = [plan(site=site) for site in (SITE, "site-b")]
+    found: dict[int, SiteUpdate | str] = {}
+
+    def ask(k: int) -> None:
+        found[k] = answer(client, plans[k])
+
+    threads = [threading.Thread(target=ask, args=(k,)) for k in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(SECONDS)
+    assert all(isinstance(update, SiteUpdate) for update in found.values())
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize(
+    ("asked", "name"),
+    [
+        (plan(site="site-z"), "BadMessage"),
+        (plan(Stage.SEGMENT, mechanisms=(gaussian("x"),)), "BadMessage"),
+        (plan(mechanisms=(unprotected("level"),)), "PolicyRefusal"),
+        (plan(mechanisms=(gaussian("level", noise_multiplier=0.5, steps=99),)), "BudgetExhausted"),
+    ],
+)
+def test_a_refusal_comes_as_a_name(client: TrainerClient, asked: RoundPlan, name: str) -> None:
+    assert answer(client, asked) == name
+    assert isinstance(answer(client, plan()), SiteUpdate)  # and the trainer is still up
+
+
+@pytest.mark.parametrize(
+    "parts", [[], [PlanPart(chunk=b"x")], [PlanPart(header=b"{}")], [PlanPart(header=b"\xff")]]
+)
+def test_what_is_no_plan_is_a_bad_message(client: TrainerClient, parts: list[PlanPart]) -> None:
+    assert update_from_parts(client.carry(parts, timeout=SECONDS)) == "BadMessage"
+    assert client.describe(timeout=SECONDS).sites
+
+
+class Anna1970(Exception):
+    """An error of a class nobody foresaw."""
+
+
+FAILURES: dict[str, Exception] = {
+    "ValueError": ValueError(SECRET),
+    "Anna1970": Anna1970(SECRET),
+    "MemoryError": MemoryError(SECRET),
+    "BadData": BadData(Problem(name=SECRET, value=SECRET, wanted="a patient")),
+    "RuntimeError": RuntimeError("outer"),
+}
+FAILURES["RuntimeError"].__cause__ = ValueError(SECRET)
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_an_error_s_text_stays_at_the_site(
+    client: TrainerClient,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+) -> None:
+    def fail(_: Any) -> Any:
+        raise FAILURES[name]
+
+    monkeypatch.setitem(WORK, Stage.MOMENTS, fail)
+    with caplog.at_level(logging.DEBUG):
+        parts = list(client.carry(plan_parts(plan()), timeout=SECONDS))
+    assert [part.failure.name for part in parts] == [name]
+    assert not any(SECRET.encode() in part.SerializeToString() for part in parts)
+    assert SECRET not in caplog.text  # a log may be sent to whoever helps
+    assert f"{name} at " in caplog.text
+    assert "test_trainer.py:" in caplog.text  # where it came from can be told
+
+
+def test_a_refusal_s_reason_is_in_the_site_s_log(
+    client: TrainerClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert answer(client, plan(mechanisms=(unprotected("level"),))) == PolicyRefusal.__name__
+    assert "allow_unprotected: got mechanism level without noise" in caplog.text
+
+
+def test_the_socket_is_its_owner_s_alone(new_site: NewSite, socket: Path) -> None:
+    before = os.umask(0)
+    try:
+        server = serve(Trainer([new_site()], device=torch.device("cpu")), socket)
+        assert stat.S_IMODE(socket.stat().st_mode) == 0o600
+        assert os.umask(0) == 0  # as it was
+        server.stop(grace=None).wait()
+    finally:
+        os.umask(before)
+
+
+def test_two_folders_of_one_site_are_a_mistake(new_site: NewSite, tmp_path: Path) -> None:
+    first = new_site()
+    shutil.copytree(first, tmp_path / "copy")
+    with pytest.raises(BadConfig, match="each name once"):
+        Trainer([first, tmp_path / "copy"], device=torch.device("cpu"))
+
+
+def test_a_device_is_known_or_told() -> None:
+    assert choose_device("cpu") == torch.device("cpu")
+    assert choose_device("auto").type in ("cpu", "cuda")
+    with pytest.raises(BadConfig, match="device: got abacus, wanted auto, cpu"):
+        choose_device("abacus")
+
+
+@pytest.fixture
+def _as_before() -> Iterator[None]:
+    """The trainer sets how its process computes; these tests share one."""
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(1)
+
+
+@pytest.mark.usefixtures("_as_before")
+def test_it_serves_until_its_parent_goes(
+    new_site: NewSite, socket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[Any] = []
+
+    def parent() -> bytes:
+        """The end of standard input, which the trainer waits for."""
+        caller = TrainerClient(socket)
+        found.extend(caller.describe(timeout=SECONDS).sites)
+        found.append(torch.are_deterministic_algorithms_enabled())
+        caller.close()
+        return b""
+
+    stdin = SimpleNamespace(buffer=SimpleNamespace(read=parent))
+    monkeypatch.setattr("sys.stdin", stdin)
+    run_trainer([new_site()], socket, device="cpu", threads=1, watch_parent=True)
+    assert found == [SITE, True]
+    assert not socket.exists()
+
+
+@pytest.mark.usefixtures("_as_before")
+def test_a_parent_that_goes_in_the_middle_of_a_plan_ends_it_at_once(
+    new_site: NewSite, socket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, ended, codes = threading.Event(), threading.Event(), list[int]()
+
+    def endless(_: Any) -> Any:
+        begun.set()
+        ended.wait(SECONDS)
+        raise ValueError
+
+    def ask() -> None:
+        with pytest.raises(grpc.RpcError):
+            answer(caller, plan())
+
+    def parent() -> bytes:
+        asking.start()
+        assert begun.wait(SECONDS)
+        return b""
+
+    caller, asking = TrainerClient(socket), threading.Thread(target=ask)
+    monkeypatch.setitem(WORK, Stage.MOMENTS, endless)
+    monkeypatch.setattr(os, "_exit", codes.append)
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=SimpleNamespace(read=parent)))
+    folder = new_site()
+    (folder / ".part-left").touch()  # by a crash before
+    run_trainer([folder], socket, device="cpu", threads=1, watch_parent=True)
+    ended.set()
+    asking.join(SECONDS)
+    caller.close()
+    assert codes == [1]
+    assert not (folder / ".part-left").exists()

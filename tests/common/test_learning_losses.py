@@ -1,0 +1,125 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from medsynth_common.labels import SEGMENTER_CLASSES, Region, Tissue, one_hot
+from medsynth_common.learning.dice import region_dice, segment
+from medsynth_common.learning.losses import (
+    critic_loss,
+    lock_loss,
+    segmentation_loss,
+    tissue_moments,
+)
+from medsynth_common.style import Style, stack
+from tiny import volumes
+
+CORE, OEDEMA, ENHANCING = (
+    SEGMENTER_CLASSES.index(tissue) for tissue in (Tissue.CORE, Tissue.OEDEMA, Tissue.ENHANCING)
+)
+
+
+def test_tissue_moments_are_numpy_s() -> None:
+    pair = volumes()[:2]
+    image = torch.stack([volume.image for volume in pair])
+    classes = one_hot(torch.stack([volume.labels for volume in pair]))
+    mean, deviation, count = tissue_moments(image, classes)
+    assert mean.shape == deviation.shape == (2, 9, 4)
+    for n, volume in enumerate(pair):
+        pixels, labels = volume.image.numpy().astype(np.float64), volume.labels.numpy()
+        for tissue in Tissue:
+            inside = pixels[:, labels == tissue]  # (contrast, voxel)
+            assert int(count[n, tissue]) == inside.shape[1]
+            if inside.shape[1]:
+                assert mean[n, tissue].numpy() == pytest.approx(inside.mean(1), abs=1e-5)
+                expected = np.sqrt(np.maximum(inside.var(1), 1e-6))
+                assert deviation[n, tissue].numpy() == pytest.approx(expected, abs=2e-4)
+
+
+def test_an_absent_tissue_has_moments_that_do_no_harm() -> None:
+    image = torch.rand(1, 4, 4, 4, 4, requires_grad=True)
+    mean, deviation, count = tissue_moments(image, one_hot(torch.full((1, 4, 4, 4), 3)))
+    assert float(count[0, Tissue.CORE]) == 0
+    assert not bool(mean[0, Tissue.CORE].any())
+    (mean.sum() + deviation.sum()).backward()  # type: ignore[no-untyped-call]
+    assert image.grad is not None
+    assert bool(image.grad.isfinite().all())
+
+
+def locked(*, offset: float = 0.0, gain: float = 0.0) -> float:
+    """The lock's loss of a phantom against its own moments, moved by so much."""
+    volume = volumes()[0]
+    image, classes = volume.image.unsqueeze(0), one_hot(volume.labels.unsqueeze(0))
+    mean, deviation, _ = tissue_moments(image, classes)
+    exact = replace(stack([Style.neutral()]), offset=mean + offset, gain=deviation + gain)
+    return float(lock_loss(image, classes, exact))
+
+
+def test_the_lock_holds_means_and_deviations() -> None:
+    assert locked() == 0
+    assert locked(offset=0.1) == pytest.approx(0.1, rel=1e-4)
+    assert locked(gain=-0.05) == pytest.approx(0.05, rel=1e-4)
+    assert locked(offset=0.1, gain=-0.05) == pytest.approx(0.15, rel=1e-4)
+
+
+def test_the_lock_looks_away_from_air_and_absent_tissue() -> None:
+    labels = torch.zeros(1, 4, 4, 4, dtype=torch.uint8)
+    labels[0, 0] = Tissue.WHITE
+    labels[0, 1, 0, 0] = Tissue.CORE  # one voxel is no measurement
+    image = torch.rand(1, 4, 4, 4, 4)
+    classes = one_hot(labels)
+    mean, deviation, _ = tissue_moments(image, classes)
+    offset = mean + 5.0
+    offset[:, Tissue.WHITE] = mean[:, Tissue.WHITE]
+    style = replace(stack([Style.neutral()]), offset=offset, gain=deviation)
+    assert float(lock_loss(image, classes, style)) == 0
+    nothing = one_hot(torch.zeros(1, 4, 4, 4))
+    assert float(lock_loss(image, nothing, style)) == 0
+
+
+def test_the_critic_is_paid_for_telling_real_from_fake() -> None:
+    assert float(critic_loss(torch.tensor([2.0, 1.0]), torch.tensor([-1.0, -9.0]))) == 0
+    assert float(critic_loss(torch.tensor([0.0]), torch.tensor([1.0]))) == 3
+
+
+def test_the_segmenter_is_paid_for_the_right_class() -> None:
+    target = torch.randint(4, (1, 6, 6, 6), generator=torch.Generator().manual_seed(1))
+    right = torch.nn.functional.one_hot(target, 4).movedim(-1, 1) * 30.0
+    assert float(segmentation_loss(right, target)) < 0.01
+    assert float(segmentation_loss(right.flip(1), target)) > 1
+    empty = torch.zeros_like(target)
+    assert bool(segmentation_loss(right, empty).isfinite())
+
+
+def test_dice_of_known_cases() -> None:
+    target = torch.zeros(4, 4, 4, dtype=torch.int64)
+    target[0, 0] = OEDEMA  # 4 voxels
+    target[1, 0] = CORE  # 4
+    assert region_dice(target, target) == {
+        Region.WHOLE: 1.0,
+        Region.CORE: 1.0,
+        Region.ENHANCING: None,
+    }
+    found = torch.zeros_like(target)
+    found[0, 0] = CORE  # tumour, but of the wrong class
+    found[1, 0, :2] = CORE  # half of it
+    scores = region_dice(found, target)
+    assert scores[Region.WHOLE] == pytest.approx(2 * 6 / (6 + 8))
+    assert scores[Region.CORE] == pytest.approx(2 * 2 / (6 + 4))
+    assert scores[Region.ENHANCING] is None
+    found[2, 0, 0] = ENHANCING
+    assert region_dice(found, target)[Region.ENHANCING] is None  # a false alarm is no Dice
+
+
+def test_a_whole_volume_is_segmented() -> None:
+    volume = volumes()[0]
+    # A "segmenter" that calls what is bright in FLAIR oedema.
+    weights = torch.zeros(4, 4, 1, 1, 1)
+    weights[OEDEMA, 3] = 1.0
+    bias = torch.tensor([0.5, 0.0, 0.0, 0.0])
+    threshold = nn.Conv3d(4, 4, 1)
+    threshold.load_state_dict({"weight": weights, "bias": bias})
+    found = segment(threshold, volume.image, crop=(16, 16, 16), spatial_dims=3)
+    assert torch.equal(found == OEDEMA, volume.image[3] > 0.5)

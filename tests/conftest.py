@@ -1,0 +1,30 @@
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Sums change with the number of threads, and tests share a machine."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _processes_find_the_packages() -> None:
+    """Processes that tests start import what the tests do, installed or not."""
+    house = Path(__file__).resolve().parents[1]
+    roots = [str(house / root) for root in ("common", "client", "server")]
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([*roots, *([before] if before else [])])
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """The folder of public volumes; tests that need it skip where it is absent."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("MEDSYNTH_DATA", beside))
+    if not folder.is_dir():
+        pytest.skip(f"real volumes are absent: no folder {folder} (set MEDSYNTH_DATA)")
+    return folder

@@ -1,0 +1,322 @@
+"""The loop against sites that answer, refuse, lie and break."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from io import BytesIO, StringIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from torch import Tensor
+
+from medsynth_common.plan import RoundPlan, SegmentSettings, Stage
+from medsynth_common.update import SiteUpdate, UpdateHeader
+from medsynth_common.wire.records import plan_from_records, update_to_records
+from medsynth_server.checkpoint import Checkpoint
+from medsynth_server.federation import Federation, NoAnswer
+from medsynth_server.flower import error_reply, reply, start_identity
+from medsynth_server.model import Model
+from medsynth_server.progress import LineProgress
+from medsynth_server.record import Arm, NoteEvent, RoundEvent, RunLog, read_events
+from medsynth_server.stages.asking import Asking
+from medsynth_server.strategies import Answer, Combiner
+from tiny_run import tiny_config
+
+START = {"segmenter.w": torch.zeros(3), "segmenter.n": torch.zeros(2, 2)}
+Sites = Mapping[str, Callable[[Message, RoundPlan], Message]]
+
+
+def honest(plan: RoundPlan, add: float = 1.0) -> SiteUpdate:
+    header = UpdateHeader(
+        run=plan.header.run,
+        site=plan.header.site,
+        stage=plan.header.stage,
+        round=plan.header.round,
+        plan_digest=plan.digest(),
+        declared_patients=3,
+        epsilon=0.5,
+        cap=1.0,
+        delta=1e-3,
+    )
+    return SiteUpdate(header=header, weights={k: t + add for k, t in plan.weights.items()}, own={})
+
+
+def good(question: Message, plan: RoundPlan) -> Message:
+    return reply(update_to_records(honest(plan)), question)
+
+
+def failing(name: str) -> Callable[[Message, RoundPlan], Message]:
+    return lambda question, plan: error_reply(name, question)
+
+
+@dataclass
+class Grid:
+    """Sites as functions, in the order of their names."""
+
+    sites: Sites
+    asked: list[RoundPlan] = field(default_factory=list)
+
+    def get_node_ids(self) -> Iterable[int]:
+        return [1000 + index for index in range(len(self.sites))]
+
+    def site_of(self, node: int) -> str:
+        return sorted(self.sites)[node - 1000]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterator[Message]:
+        for message in messages:
+            plan = plan_from_records(message.content)
+            self.asked.append(plan)
+            yield self.sites[self.site_of(message.metadata.dst_node_id)](message, plan)
+
+
+class Averaging:
+    """A stage of two tensors and nothing else."""
+
+    name = Stage.SEGMENT
+
+    def __init__(self, rounds: int) -> None:
+        self.rounds = rounds
+        self._asking = Asking(run="test", config=tiny_config(), public_seed=1)
+        self._combiner = Combiner("fedavg")
+
+    def plan(self, model: Model, site: str, round: int) -> RoundPlan | None:
+        return self._asking.plan(
+            stage=self.name,
+            round=round,
+            site=site,
+            settings=SegmentSettings(),
+            mechanisms=[],
+            weights=model.part("segmenter"),
+        )
+
+    def combine(self, model: Model, round: int, answers: Sequence[Answer]) -> Model:
+        weights, _ = self._combiner.combine(
+            model.part("segmenter"), answers, round=round, memory={}
+        )
+        return model.updated(weights)
+
+    def after(self, model: Model, round: int) -> tuple[Model, Mapping[str, float]]:
+        return model, {"public": float(round)}
+
+
+@dataclass
+class Bench:
+    """A federation in a folder."""
+
+    folder: Path
+
+    def federation(self, sites: Sites, *, rounds: int = 1) -> Federation:
+        start_identity(run_id=1)
+        return Federation(
+            arm=Arm.PRIVATE,
+            stages=[Averaging(rounds)],
+            grid=Grid(sites),
+            checkpoint=Checkpoint(self.folder / "c.safetensors"),
+            log=RunLog(self.folder / "metrics.jsonl"),
+            progress=LineProgress(StringIO()),
+            deadline=10.0,
+        )
+
+    def run(self, sites: Sites, *, rounds: int = 1) -> Mapping[str, Tensor]:
+        start = Model(networks=tiny_config().networks, tensors=START)
+        with (federation := self.federation(sites, rounds=rounds)).progress:
+            return federation.run(start).tensors
+
+    @property
+    def rounds(self) -> list[RoundEvent]:
+        return [e for e in read_events(self.folder / "metrics.jsonl") if isinstance(e, RoundEvent)]
+
+    @property
+    def notes(self) -> list[str]:
+        events = read_events(self.folder / "metrics.jsonl")
+        return [event.text for event in events if isinstance(event, NoteEvent)]
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+def _sent(change: Callable[[SiteUpdate], SiteUpdate]) -> Callable[[Message, RoundPlan], Message]:
+    return lambda question, plan: reply(update_to_records(change(honest(plan))), question)
+
+
+def _weight(name: str, tensor: Tensor) -> Callable[[Message, RoundPlan], Message]:
+    return _sent(lambda update: replace(update, weights={**update.weights, name: tensor}))
+
+
+def _header(**changes: object) -> Callable[[Message, RoundPlan], Message]:
+    return _sent(lambda update: replace(update, header=update.header.model_copy(update=changes)))
+
+
+def _records(**records: object) -> Callable[[Message, RoundPlan], Message]:
+    def answer(question: Message, plan: RoundPlan) -> Message:
+        content = update_to_records(honest(plan))
+        for name, record in records.items():
+            content[name] = record
+        return reply(content, question)
+
+    return answer
+
+
+def _array(**changes: object) -> ArrayRecord:
+    given = {"dtype": "float32", "shape": (3,), "stype": "numpy.ndarray", "data": b""} | changes
+    return ArrayRecord({"segmenter.w": Array(**given)})
+
+
+def _archive() -> bytes:
+    stream = BytesIO()
+    np.savez(stream, a=np.zeros(3, dtype=np.float32))
+    return stream.getvalue()
+
+
+def _vast() -> bytes:
+    stream = BytesIO()
+    header = {"descr": "<f4", "fortran_order": False, "shape": (2**55,)}
+    np.lib.format.write_array_header_1_0(stream, header)
+    return stream.getvalue()
+
+
+HOSTILE = {
+    "not a number": _weight("segmenter.w", torch.tensor([0.0, float("nan"), 0.0])),
+    "infinite": _weight("segmenter.w", torch.tensor([0.0, float("inf"), 0.0])),
+    "huge": _weight("segmenter.w", torch.tensor([0.0, 1e30, 0.0])),
+    "an unknown key": _weight("segmenter.x", torch.zeros(1)),
+    "a missing key": _sent(lambda u: replace(u, weights={"segmenter.w": u.weights["segmenter.w"]})),
+    "no weights": _sent(lambda u: replace(u, weights={})),
+    "another shape": _weight("segmenter.w", torch.zeros(4)),
+    "a shape that broadcasts": _weight("segmenter.w", torch.zeros(1)),
+    "another type": _weight("segmenter.w", torch.zeros(3, dtype=torch.float64)),
+    "a style that was not asked for": _sent(
+        lambda u: replace(u, own={"style.code": START["segmenter.w"]})
+    ),
+    "another plan's digest": _header(plan_digest="0" * 64),
+    "another site's name": _header(site="site-a"),
+    "no records": lambda question, plan: reply(RecordDict(), question),
+    "a header that is no JSON": _records(update=ConfigRecord({"header": b"\xff{"})),
+    "a header with more in it": _records(update=ConfigRecord({"header": b'{"loss": 3}'})),
+    "a header that is no bytes": _records(update=ConfigRecord({"header": "text"})),
+    "an empty array": _records(weights=_array()),
+    "an array of rubbish": _records(weights=_array(data=b"\x93NUMPY\x01\x00rubbish")),
+    "a broken archive": _records(weights=_array(data=b"PK\x03\x04rubbish")),
+    "an archive": _records(weights=_array(data=_archive())),
+    "more than memory holds": _records(weights=_array(data=_vast())),
+    "a pickle": _records(weights=_array(data=b"\x80\x04N.")),
+    "an array of another library": _records(weights=_array(stype="torch.tensor")),
+}
+
+
+@pytest.mark.parametrize("what", sorted(HOSTILE))
+def test_a_hostile_answer_is_refused_by_name_and_the_round_goes_on(bench: Bench, what: str) -> None:
+    found = bench.run({"site-a": good, "site-b": HOSTILE[what], "site-c": good})
+    (event,) = bench.rounds
+    assert event.refused == {"site-b": "BadMessage"}
+    assert event.sites == ("site-a", "site-c")
+    for name, tensor in START.items():
+        torch.testing.assert_close(found[name], tensor + 1)
+
+
+def test_a_sites_error_reaches_the_record_by_its_name(bench: Bench) -> None:
+    bench.run({"site-a": good, "site-b": failing("PolicyRefusal" * 20)})
+    (event,) = bench.rounds
+    assert event.refused == {"site-b": ("PolicyRefusal" * 20)[:64]}
+
+
+def test_the_record_tells_rounds_sites_losses_and_bytes(bench: Bench) -> None:
+    bench.run({"site-a": good, "site-b": good}, rounds=2)
+    assert [event.round for event in bench.rounds] == [1, 2]
+    first = bench.rounds[0]
+    assert first.losses == {"public": 1.0}
+    assert first.sites == ("site-a", "site-b")
+    assert (first.bytes_up, first.bytes_down) == (2 * 7 * 4, 2 * 7 * 4)
+
+
+def test_no_answer_at_all_ends_the_run_and_says_why(bench: Bench) -> None:
+    with pytest.raises(NoAnswer, match=r"segment round 1: .*\(site-a: TimedOut, site-b: BadMess"):
+        bench.run({"site-a": failing("TimedOut"), "site-b": HOSTILE["huge"]})
+    assert bench.rounds == []
+
+
+def test_when_every_budget_is_spent_the_stage_ends_early_and_the_record_says_so(
+    bench: Bench,
+) -> None:
+    def for_one_round(question: Message, plan: RoundPlan) -> Message:
+        spent = plan.header.round > 1
+        return error_reply("BudgetExhausted", question) if spent else good(question, plan)
+
+    found = bench.run({"site-a": for_one_round, "site-b": for_one_round}, rounds=5)
+    assert [event.round for event in bench.rounds] == [1]
+    torch.testing.assert_close(found["segmenter.w"], START["segmenter.w"] + 1)
+    (note,) = bench.notes
+    assert "segment ended before round 2 of 5" in note
+    assert "budget" in note
+    # Asked again, the stage counts as finished.
+    again = bench.run({"site-a": good, "site-b": good}, rounds=5)
+    torch.testing.assert_close(again["segmenter.w"], START["segmenter.w"] + 1)
+    assert bench.notes == [note]
+
+
+def test_one_spent_budget_does_not_end_the_stage(bench: Bench) -> None:
+    bench.run({"site-a": good, "site-b": failing("BudgetExhausted")}, rounds=2)
+    assert [event.refused for event in bench.rounds] == [{"site-b": "BudgetExhausted"}] * 2
+    assert bench.notes == []
+
+
+def test_spent_budgets_beside_broken_sites_are_no_early_end(bench: Bench) -> None:
+    with pytest.raises(NoAnswer):
+        bench.run({"site-a": failing("BudgetExhausted"), "site-b": failing("TimedOut")})
+
+
+class Crash(Exception):
+    """Stands for the process's end."""
+
+
+@pytest.mark.parametrize("where", ["asking", "recording", "remembering"])
+def test_a_crash_anywhere_in_a_round_loses_neither_the_round_nor_its_line(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    undisturbed = Bench(bench.folder / "undisturbed")
+    undisturbed.folder.mkdir()
+    wanted = undisturbed.run({"site-a": good}, rounds=3)
+
+    def crash(*given: object, **more: object) -> None:
+        raise Crash
+
+    def dying(question: Message, plan: RoundPlan) -> Message:
+        if plan.header.round == 2 and where == "asking":
+            raise Crash
+        return good(question, plan)
+
+    with monkeypatch.context() as broken:
+        original = Checkpoint.store
+
+        def store(self: Checkpoint, model: Model, done: object) -> None:
+            if done.rounds["segment"] == 2:  # type: ignore[attr-defined] # a Done
+                raise Crash
+            original(self, model, done)  # type: ignore[arg-type]
+
+        if where == "recording":
+            append = RunLog.append
+            broken.setattr(
+                RunLog,
+                "append",
+                lambda log, event: crash() if event.round == 2 else append(log, event),
+            )
+        if where == "remembering":
+            broken.setattr(Checkpoint, "store", store)
+        with pytest.raises(Crash):
+            bench.run({"site-a": dying}, rounds=3)
+    found = bench.run({"site-a": good}, rounds=3)
+    assert [event.round for event in bench.rounds] == [1, 2, 3]
+    for name, tensor in wanted.items():
+        assert torch.equal(found[name], tensor)
+
+
+def test_a_finished_training_asks_nobody(bench: Bench) -> None:
+    found = bench.run({"site-a": good}, rounds=2)
+    again = bench.run({"site-a": failing("TimedOut")}, rounds=2)
+    assert torch.equal(found["segmenter.w"], again["segmenter.w"])

@@ -1,0 +1,140 @@
+"""Which inner names of Flower `flower.py` needs, and what they must do: mend that file."""
+
+import importlib.metadata
+import logging
+import os
+import subprocess
+import sys
+import textwrap
+import tomllib
+from pathlib import Path
+
+import flwr.common.constant
+import flwr.supercore.run
+import flwr.supercore.task_identity
+import flwr.supercore.telemetry
+import pytest
+from flwr.app import ConfigRecord, MessageType, RecordDict
+from flwr.serverapp.strategy import FedAdam
+
+from medsynth_common.command_line import QUIET
+from medsynth_server.flower import (
+    error_reply,
+    give_message_id,
+    reply,
+    start_identity,
+    train_message,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+#: Every import of `flower.py` that is not of Flower's public modules.
+PRIVATE = {
+    "flwr.common.constant": {"SUPERLINK_NODE_ID", "ErrorCode"},
+    "flwr.supercore.run": {"Run"},
+    "flwr.supercore.task_identity": {"TaskIdentity"},
+}
+
+
+def _content() -> RecordDict:
+    return RecordDict({"c": ConfigRecord({"k": b"v"})})
+
+
+def test_the_installed_flower_is_the_one_that_is_pinned() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pinned = next(d for d in project["dependencies"] if d.startswith("flwr"))
+    assert pinned == f"flwr=={importlib.metadata.version('flwr')}"
+
+
+def test_only_one_file_of_the_server_imports_these_private_names() -> None:
+    found: dict[str, set[str]] = {}
+    for path in (ROOT / "server").rglob("*.py"):
+        for line in path.read_text().splitlines():
+            words = line.split()
+            if words[:1] == ["from"] and words[1].startswith("flwr."):
+                module = words[1]
+                if module.startswith(("flwr.app", "flwr.serverapp", "flwr.clientapp")):
+                    continue
+                assert path.name == "flower.py"
+                found[module] = {name.strip(",") for name in words[3:]}
+    assert found == PRIVATE
+
+
+def test_the_private_names_exist() -> None:
+    assert flwr.common.constant.SUPERLINK_NODE_ID == 1
+    assert flwr.common.constant.ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+    assert flwr.supercore.run.Run.create_empty(run_id=5).run_id == 5
+
+
+def test_an_identity_is_what_lets_a_message_be_made() -> None:
+    run = start_identity(run_id=7)
+    identity = flwr.supercore.task_identity.TaskIdentity
+    assert (run.run_id, identity.run_id, identity.task_id) == (7, 7, 1)
+    message = train_message(_content(), node_id=42)
+    assert message.metadata.dst_node_id == 42
+    assert message.metadata.run_id == 7
+    assert message.metadata.src_node_id == flwr.common.constant.SUPERLINK_NODE_ID
+    assert message.metadata.message_type == MessageType.TRAIN
+    assert message.content["c"]["k"] == b"v"
+
+
+def test_a_reply_comes_from_whom_was_asked() -> None:
+    start_identity(run_id=7)
+    question = train_message(_content(), node_id=42)
+    give_message_id(question, "message-9")
+    assert question.metadata.message_id == "message-9"
+    answer = reply(_content(), question)
+    assert not answer.has_error()
+    assert answer.metadata.src_node_id == 42
+    assert answer.metadata.reply_to_message_id == "message-9"
+
+
+def test_an_error_reply_carries_the_name_and_nothing_else() -> None:
+    start_identity(run_id=7)
+    question = train_message(_content(), node_id=42)
+    answer = error_reply("BudgetExhausted", question)
+    assert answer.has_error()
+    assert answer.error.reason == "BudgetExhausted"
+    assert answer.metadata.src_node_id == 42
+    assert not answer.has_content()
+
+
+@pytest.mark.parametrize("slot", ["current_arrays", "m_t", "v_t"])
+def test_fedadam_keeps_its_memory_under_the_names_that_a_checkpoint_holds(slot: str) -> None:
+    assert getattr(FedAdam(), slot) is None
+
+
+def test_flowers_own_log_stays_quiet() -> None:
+    assert logging.getLogger("flwr").level >= logging.ERROR
+
+
+def test_nothing_calls_home_when_the_command_line_brings_flower_in() -> None:
+    """Every name look-up and connection of a process that runs our command ends it."""
+    script = textwrap.dedent(
+        """
+        import os, socket, sys
+
+        def refuse(*given, **more):
+            print("LOOKED UP", given, file=sys.stderr)
+            os._exit(9)
+
+        socket.getaddrinfo = socket.create_connection = socket.socket.connect = refuse
+        assert "flwr" not in sys.modules
+        import medsynth_server.cli
+        assert "flwr" not in sys.modules, "the command line imports Flower before it is quiet"
+        sys.argv = ["medsynth-server", "simulate", "--data", "/nowhere", "--out", "/nowhere/out"]
+        try:
+            medsynth_server.cli.main()
+        except SystemExit as end:
+            assert end.code == 4, end.code
+        assert "flwr.serverapp" in sys.modules
+        import flwr.supercore.telemetry as telemetry
+        assert telemetry.FLWR_TELEMETRY_ENABLED == "0"
+        """
+    )
+    roots = os.pathsep.join(str(ROOT / root) for root in ("common", "client", "server"))
+    environment = {k: v for k, v in os.environ.items() if k not in QUIET} | {"PYTHONPATH": roots}
+    ended = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "no such folder" in ended.stderr
