@@ -68,7 +68,7 @@ class CoordinatorCard(_Card):
     ca: str | None = Field(default=None, max_length=100_000)
 
 
-_Kind = TypeVar("_Kind", SiteCard, CoordinatorCard)
+_Kind = TypeVar("_Kind", bound=_Card)
 
 
 def read_card(path: Path, kind: type[_Kind]) -> _Kind:
