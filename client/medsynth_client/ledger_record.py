@@ -57,6 +57,7 @@ class Reservation(_Body):
     Attributes:
         epsilon: of the member charged most, this reservation included; None: unbounded.
         cap: the site's cap then; None: unbounded.
+        preceding: how many rows just before this one were written in the same transaction.
 
     """
 
@@ -69,6 +70,12 @@ class Reservation(_Body):
     epsilon: float | None
     cap: float | None
     delta: float
+    preceding: int = Field(default=0, ge=0)
+
+    @property
+    def plan(self) -> tuple[str, str, int, str]:
+        """Whose answer it pays for: project, stage, round and the plan's digest."""
+        return self.project, self.stage, self.round, self.plan_digest
 
 
 class Confirmation(_Body):
@@ -100,7 +107,18 @@ def _sealed(head: Head, kind: str, at: str, text: str) -> Row:
 
 
 class LedgerRecord:
-    """A ledger's rows, taken in one by one; each is checked before it counts."""
+    """A ledger's rows, taken in one by one; each is checked before it counts.
+
+    Attributes:
+        last: where the chain ends.
+        before_last: where it ended before the last transaction.
+        latest: the latest time of a row; None before the first.
+        key: fingerprint of the pseudonym key.
+        spending: what the rows add up to.
+        reservations: each reservation's digest and body, by row number.
+        confirmations: SHA-256 of what went out, by its reservation's row number.
+
+    """
 
     def __init__(self) -> None:
         self.last = START
@@ -108,9 +126,8 @@ class LedgerRecord:
         self.latest: datetime | None = None
         self.key = ""
         self.spending = Spending()
-        self.last_reservation: Reservation | None = None
-        self._reservations: dict[int, str] = {}
-        self._confirmed: set[int] = set()
+        self.reservations: dict[int, tuple[str, Reservation]] = {}
+        self.confirmations: dict[int, str] = {}
 
     def take(self, row: Row) -> None:
         """Add one row. Raises BadRecord when it does not follow from those before it."""
@@ -123,16 +140,20 @@ class LedgerRecord:
         if (number == 1) != isinstance(body, Opening):
             raise self._bad(number, kind, "an opening, in the first row only")
         self._add(number, body, digest)
-        self.before_last, self.last = self.last, Head(count=number, digest=digest)
+        if not (isinstance(body, Reservation) and body.preceding):
+            self.before_last = self.last
+        self.last = Head(count=number, digest=digest)
         self.latest = moment if self.latest is None else max(moment, self.latest)
 
     def holds(self, entry: int, digest: str) -> bool:
         """Say whether this very reservation was made."""
-        return self._reservations.get(entry) == digest
+        return entry in self.reservations and self.reservations[entry][0] == digest
 
-    def confirmed(self, entry: int) -> bool:
-        """Say whether the release of a reservation was confirmed."""
-        return entry in self._confirmed
+    @property
+    def last_reservation(self) -> Reservation | None:
+        """The newest reservation; None where there is none."""
+        newest = next(reversed(self.reservations.values()), None)
+        return None if newest is None else newest[1]
 
     def _add(self, number: int, body: _Body, digest: str) -> None:
         match body:
@@ -150,14 +171,22 @@ class LedgerRecord:
             raise self._bad(number, body.dataset, "a data set registered before")
         if body.cap is not None and (body.epsilon is None or body.epsilon > body.cap):
             raise self._bad(number, f"epsilon {body.epsilon}", f"at most the cap {body.cap}")
+        if body.preceding:
+            self._check_together(number, body)
         self.spending.charge(body.dataset, body.project, body.charge)
-        self._reservations[number] = digest
-        self.last_reservation = body
+        self.reservations[number] = digest, body
+
+    def _check_together(self, number: int, body: Reservation) -> None:
+        """Rows of one transaction stand one after the other and are one plan's."""
+        _, before = self.reservations.get(number - 1, (None, None))
+        if before is None or (before.plan, before.preceding + 1) != (body.plan, body.preceding):
+            wanted = f"{body.preceding} of the same plan's reservations just before it"
+            raise self._bad(number, "a reservation by itself", wanted)
 
     def _confirm(self, number: int, body: Confirmation) -> None:
-        if body.reservation not in self._reservations or body.reservation in self._confirmed:
+        if body.reservation not in self.reservations or body.reservation in self.confirmations:
             raise self._bad(number, f"row {body.reservation}", "a reservation not confirmed before")
-        self._confirmed.add(body.reservation)
+        self.confirmations[body.reservation] = body.release_sha256
 
     def _parsed(self, number: int, kind: str, text: str) -> _Body:
         if kind not in _KINDS:

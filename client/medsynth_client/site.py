@@ -126,16 +126,13 @@ class Site:
             )
 
     def _charge(self, plan: RoundPlan, digest: str) -> list[Receipt]:
-        return [
-            self._ledger.reserve(
-                project=plan.header.run,
-                stage=plan.header.stage,
-                round=plan.header.round,
-                plan_digest=digest,
-                mechanism=mechanism,
-            )
-            for mechanism in plan.header.mechanisms
-        ]
+        return self._ledger.reserve_all(
+            project=plan.header.run,
+            stage=plan.header.stage,
+            round=plan.header.round,
+            plan_digest=digest,
+            mechanisms=plan.header.mechanisms,
+        )
 
     def _train(self, plan: RoundPlan, digest: str, kept: Kept) -> Outcome:
         return WORK[plan.header.stage](

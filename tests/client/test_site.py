@@ -202,6 +202,13 @@ REFUSED: dict[str, tuple[dict[str, Any], RoundPlan, type[MedsynthError]]] = {
         CASES["paired"].plan(mechanisms=(gaussian("critic"), unprotected("paired"))),
         PolicyRefusal,
     ),
+    "second mechanism past the cap": (
+        {"epsilon_cap": 2.0},
+        CASES["paired"].plan(
+            mechanisms=(gaussian("critic"), gaussian("paired", noise_multiplier=0.6))
+        ),
+        BudgetExhausted,
+    ),
     "past the cap": (
         {},
         SEGMENT.plan(mechanisms=(gaussian("segmenter", noise_multiplier=0.6, steps=50),)),
@@ -340,7 +347,7 @@ def test_the_steps_come_in_their_order(new_site: NewSite, monkeypatch: pytest.Mo
     site = Site(folder, device=CPU)
     spy(Keeping, "load", "look")
     spy(site_file, "check_plan", "policy")
-    spy(Ledger, "reserve", "charge")
+    spy(Ledger, "reserve_all", "charge")
     spy(SimulatedRandomness, "uniform", "sample")
     spy(SimulatedRandomness, "normal", "noise")
     spy(AuditLog, "append", "audit")
