@@ -20,7 +20,6 @@ from contextlib import contextmanager
 from datetime import datetime
 from math import isfinite
 from pathlib import Path
-from typing import Final
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -51,9 +50,6 @@ from medsynth_common.errors import (
     NotCharged,
     Problem,
 )
-
-#: How far two accountants, or two versions of one, may differ about the same record.
-_TOLERANCE: Final = 0.02
 
 
 class Receipt(BaseModel):
@@ -223,7 +219,7 @@ class Ledger:
                 Problem(name=self.path.name, value=str(error), wanted="a ledger")
             ]
         problems += self._pseudonyms.permission_problems()
-        return problems + self._arithmetic_problems(record)
+        return problems + record.arithmetic_problems(self._epsilon_of)
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
@@ -277,19 +273,6 @@ class Ledger:
             f"{after - spent:.3f} more, the cap is {self.cap:g} "
             f"(delta {self.delta:g}, per patient, for the patient charged most)"
         )
-
-    def _arithmetic_problems(self, record: LedgerRecord) -> list[Problem]:
-        """Work out the last reservation's epsilon anew."""
-        written = record.last_reservation
-        if written is None:
-            return []
-        found = record.spending.worst(self._epsilon_of, written.delta, written.dataset)
-        noted = float("inf") if written.epsilon is None else written.epsilon
-        if found == noted or abs(found - noted) <= max(_TOLERANCE, _TOLERANCE * noted):
-            return []
-        wanted = f"epsilon {found:.3f}"
-        name = "ledger: last reservation"
-        return [Problem(name=name, value=f"epsilon {noted:.3f}", wanted=wanted)]
 
 
 def _check_budget(cap: float, delta: float) -> None:

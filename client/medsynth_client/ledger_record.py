@@ -1,12 +1,13 @@
 """The rows of a ledger: their form, their order, and what they add up to."""
 
+import math
 from datetime import UTC, datetime
 from typing import Annotated, Final, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from medsynth_client.hash_chain import CLOCK_SLACK, START, Head, canonical, extend
-from medsynth_client.spending import Charge, Spending
+from medsynth_client.spending import Charge, EpsilonOf, Spending
 from medsynth_common.errors import BadRecord, Problem
 
 Text = Annotated[str, Field(max_length=200)]
@@ -30,6 +31,9 @@ SCHEMA: Final = {
         WHEN NEW.number IS NOT (SELECT COALESCE(MAX(number), 0) + 1 FROM entries)
         BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END""",
 }
+
+#: How far two accountants, or two versions of one, may differ about the same record.
+_TOLERANCE: Final = 0.02
 
 Row = tuple[int, str, str, str, str]  # number, kind, at, body, digest
 
@@ -154,6 +158,23 @@ class LedgerRecord:
         """The newest reservation; None where there is none."""
         newest = next(reversed(self.reservations.values()), None)
         return None if newest is None else newest[1]
+
+    def arithmetic_problems(self, epsilon_of: EpsilonOf) -> list[Problem]:
+        """Work out the last reservation's epsilon anew, and tell when it was written otherwise."""
+        written = self.last_reservation
+        if written is None:
+            return []
+        found = self.spending.worst(epsilon_of, written.delta, written.dataset)
+        noted = math.inf if written.epsilon is None else written.epsilon
+        if found == noted or abs(found - noted) <= max(_TOLERANCE, _TOLERANCE * noted):
+            return []
+        return [
+            Problem(
+                name="ledger: last reservation",
+                value=f"epsilon {noted:.3f}",
+                wanted=f"epsilon {found:.3f}",
+            )
+        ]
 
     def _add(self, number: int, body: _Body, digest: str) -> None:
         match body:

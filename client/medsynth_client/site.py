@@ -116,14 +116,13 @@ class Site:
         stage = plan.header.stage
         if stage not in WORK:
             raise PolicyRefusal(f"stage {stage} is no work of a site's")
-        for mechanism in plan.header.mechanisms or (None,):
-            check_plan(
-                self._policy,
-                stage=stage,
-                round=plan.header.round,
-                mechanism=mechanism,
-                patients=self.file.declared_patients,
-            )
+        check_plan(
+            self._policy,
+            stage=stage,
+            round=plan.header.round,
+            mechanisms=plan.header.mechanisms,
+            patients=self.file.declared_patients,
+        )
 
     def _charge(self, plan: RoundPlan, digest: str) -> list[Receipt]:
         return self._ledger.reserve_all(

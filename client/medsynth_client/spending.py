@@ -240,6 +240,11 @@ def epsilon_of(spent: Sequence[Spent], delta: float) -> float:
     return _composed(tuple(spent), delta)
 
 
+def forget() -> None:
+    """Work every epsilon out anew: for whoever times or checks the accountant."""
+    _composed.cache_clear()
+
+
 @lru_cache(maxsize=1024)  # sites that one process holds are mostly asked the same
 def _composed(spent: tuple[Spent, ...], delta: float) -> float:
     releases = [

@@ -16,9 +16,11 @@ from medsynth_client.audit import verify as verify_audit
 from medsynth_client.keeping import Keeping
 from medsynth_client.ledger import Ledger
 from medsynth_client.order import Order, Outcome
-from medsynth_client.privacy_command import open_ledger
 from medsynth_client.site import Site
+from medsynth_client.site_record import read_site
+from medsynth_client.spending import EVERYONE, epsilon_of
 from medsynth_client.stages import WORK
+from medsynth_client.verification import verify_site
 from medsynth_common.errors import (
     BadMessage,
     BudgetExhausted,
@@ -83,7 +85,7 @@ def events(folder: Path) -> list[AuditEvent]:
 
 
 def steps_charged(folder: Path) -> dict[str, int]:
-    return {line.name: line.steps for line in open_ledger(folder).statement()}
+    return {line.name: line.steps for line in read_site(folder).ledger.spending.statement()}
 
 
 def same(first: SiteUpdate, second: SiteUpdate) -> bool:
@@ -121,7 +123,7 @@ def test_the_whole_story_of_a_round(new_site: NewSite, name: str, protected: boo
     assert event.sha256 == hashlib.sha256(pack(sent)).hexdigest()
     assert event.epsilon == head.epsilon
     assert len(event.receipts) == len(CASES[name].mechanisms)
-    assert open_ledger(folder).verify() == []
+    assert verify_site(folder).problems == []
     assert verify_audit(folder / "audit.jsonl") == []
 
     # Asked again, also after a restart, it gives the same answer and spends nothing.
@@ -239,7 +241,7 @@ def test_the_cap_holds_over_runs_and_restarts(new_site: NewSite) -> None:
     Site(folder, device=CPU).carry(CASES["level"].plan(run="run-2"))
     with pytest.raises(BudgetExhausted):
         Site(folder, device=CPU).carry(CASES["level"].plan(run="run-3"))
-    assert open_ledger(folder).spent() <= 1.2
+    assert read_site(folder).ledger.spending.worst(epsilon_of, 1e-5, EVERYONE) <= 1.2
 
 
 def test_another_site_s_plan_is_not_carried_out(new_site: NewSite) -> None:

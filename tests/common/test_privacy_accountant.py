@@ -150,7 +150,7 @@ def test_a_distribution_that_lost_probability_is_not_believed(
     good = epsilon(releases(history), 1e-3)
     whole = bounds._FastPRVAccountant._get_dprv
 
-    def lossy(self: object, **what: float) -> object:
+    def lossy(self: bounds._FastPRVAccountant, **what: float) -> object:
         found = whole(self, **what)
         found.pmf = np.where(found.domain.ts > 0.9 * good, 0.0, found.pmf)
         return found

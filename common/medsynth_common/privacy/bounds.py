@@ -106,7 +106,7 @@ def _few_kinds(history: History) -> History:
         """What it adds to join `kind` with each other; never with itself."""
         joined = _weight(np.minimum(noise, noise[kind]), np.maximum(rate, rate[kind]))
         apart = steps * _weight(noise, rate)
-        added = (steps + steps[kind]) * joined - apart - apart[kind]
+        added: NDArray[np.float64] = (steps + steps[kind]) * joined - apart - apart[kind]
         added[~there] = added[kind] = np.inf
         return added
 
@@ -128,7 +128,8 @@ def _few_kinds(history: History) -> History:
 
 def _weight(noise: NDArray[np.float64], rate: NDArray[np.float64]) -> NDArray[np.float64]:
     """About how much a step counts: the divergence of many small steps (Dong et al., 2022)."""
-    return rate**2 * np.expm1(np.minimum((1 / noise) ** 2, 300.0))
+    weight: NDArray[np.float64] = rate**2 * np.expm1(np.minimum((1 / noise) ** 2, 300.0))
+    return weight
 
 
 def _rdp_epsilon(history: History, delta: float) -> float:
@@ -190,7 +191,7 @@ class _FastPRVAccountant(PRVAccountant):  # type: ignore[misc]  # opacus ships n
                 PoissonSubsampledGaussianPRV(rate, noise), domain.t_min, domain.t_max
             )
             pmf, its_shift = _discrete(prv, domain)
-            spectrum = spectrum * rfft(pmf) ** steps
+            spectrum = spectrum * _power(rfft(pmf), steps)
             total, shift = total + steps, shift + steps * its_shift
         # Index i stands for t_min + i dt, and t_min was added once too often for each step more.
         pmf = np.roll(irfft(spectrum, domain.size), (total - 1) * (1 - domain.size // 2))
@@ -216,6 +217,18 @@ class _FastPRVAccountant(PRVAccountant):  # type: ignore[misc]  # opacus ships n
         half = next_fast_len(math.ceil(points) + 1, real=True)
         # The composition expects 0 at index half - 1.
         return Domain(t_min=-(half - 1) * mesh, t_max=half * mesh, size=2 * half)
+
+
+def _power(values: NDArray[np.complex128], exponent: int) -> NDArray[np.complex128]:
+    """Square and multiply: numpy takes a complex logarithm and exponential of each value."""
+    power = np.ones_like(values)
+    while exponent:
+        if exponent & 1:
+            power *= values
+        exponent >>= 1
+        if exponent:
+            values = values * values
+    return power
 
 
 def _discrete(
