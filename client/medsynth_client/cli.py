@@ -110,6 +110,24 @@ def privacy_verify(site: SiteFolder, format: Format = "text") -> None:
     _fail_for(found.problems)
 
 
+@privacy.command("tidy")
+def privacy_tidy(site: SiteFolder, format: Format = "text") -> None:
+    """Remove prepared patients and training state that the policy's retention_days keep no longer.
+
+    A trainer does so when it starts; this is for a site whose trainer is started no more. Ledger
+    and audit log stay.
+
+    Example: medsynth-client privacy tidy /srv/medsynth/site-a
+    """
+    from medsynth_client.privacy_command import tidy_site
+
+    removed = [str(path.relative_to(site)) for path in tidy_site(site)]
+    if format == "json":
+        typer.echo(json.dumps({"removed": removed}))
+    else:
+        typer.echo("\n".join(f"removed {path}" for path in removed) or "nothing to remove")
+
+
 @audit.command("show")
 def audit_show(site: SiteFolder, format: Format = "text") -> None:
     """List what left a site, and what was refused.

@@ -47,7 +47,8 @@ class SitePolicy(BaseModel):
         minimum_noise_multiplier: least noise a plan may ask for, over clip.
         maximum_steps: most private steps in one round.
         maximum_rounds: last round of a stage that is answered.
-        retention_days: how long state and caches of a finished run are kept.
+        retention_days: how long prepared patients and training state are kept after their last
+            use. Ledger and audit log are kept for ever.
         allow_unprotected: lets mechanisms without noise pass. For simulations only.
 
     """

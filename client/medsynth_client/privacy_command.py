@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from medsynth_client.audit import AuditEvent, AuditLog, verify
+from medsynth_client.hash_chain import exclusive
 from medsynth_client.policy import plan_problems
+from medsynth_client.retention import TRAINER, tidy
 from medsynth_client.site_file import SiteFile
 from medsynth_client.site_record import SiteRecord, read_site
 from medsynth_client.spending import EVERYONE, Charge, Spent, StatementLine, epsilon_of
@@ -81,6 +83,16 @@ def read_plan(path: Path) -> PlanHeader:
         value = error.strerror or type(error).__name__
         raise BadInput(Problem(name=str(path), value=value, wanted="a plan's header")) from error
     return parse(PlanHeader, content, name=path.name)
+
+
+def tidy_site(folder: Path) -> list[Path]:
+    """Remove caches and state that the site's policy keeps no longer, as a trainer's start does.
+
+    Raises BadConfig where there is no site, TimedOut while its trainer runs.
+    """
+    policy = SiteFile.load(folder / "site.toml").policy
+    with exclusive(folder / TRAINER, timeout=0.0):
+        return tidy(folder, retention_days=policy.retention_days)
 
 
 def verify_audit(folder: Path) -> Sequence[Problem]:

@@ -24,6 +24,7 @@ from medsynth_client.ledger import Ledger, Receipt
 from medsynth_client.order import Order, Outcome
 from medsynth_client.patients import load_patients
 from medsynth_client.policy import check_plan
+from medsynth_client.retention import PREPARED, STATE
 from medsynth_client.site_file import SiteFile
 from medsynth_client.spending import epsilon_of
 from medsynth_client.stages import WORK
@@ -59,7 +60,7 @@ class Site:
         )
         self._ledger.register_dataset(self.file.source.names())
         self._gate = Gate(self._policy, AuditLog(folder / "audit.jsonl"), self._ledger)
-        self._keeping = Keeping(folder / "state.safetensors")
+        self._keeping = Keeping(folder / STATE)
         self._patients: dict[tuple[int, ...], Sequence[Volume]] = {}
 
     def carry(self, plan: RoundPlan) -> SiteUpdate:
@@ -150,7 +151,7 @@ class Site:
         """The site's patients on this grid; prepared once and cached on disk."""
         if grid not in self._patients:
             self._patients[grid] = load_patients(
-                self.file.source, grid, cache=self._folder / "prepared"
+                self.file.source, grid, cache=self._folder / PREPARED
             )
         return self._patients[grid]
 
