@@ -68,6 +68,33 @@ def trainer(
     run_trainer(site, socket, device=device, threads=threads, watch_parent=watch_parent)
 
 
+@app.command()
+def evidence(
+    site: SiteFolder,
+    out: Annotated[
+        Path | None, typer.Option(help="The page to write; evidence.html in the site's folder.")
+    ] = None,
+    format: Format = "text",
+) -> None:
+    """Write one page, and the same as JSON, for whoever must answer for the site.
+
+    What left, what was refused, what it cost, the policy in force, and whether the record holds;
+    made from the record. Exit 1 when it does not hold: the page then says so.
+
+    Example: medsynth-client evidence /srv/medsynth/site-a --out /srv/reports/site-a.html
+    """
+    from medsynth_client.evidence import make_evidence
+
+    page = site / "evidence.html" if out is None else out
+    found = make_evidence(site, page)
+    if format == "json":
+        told = {"page": str(page), "data": str(page.with_suffix(".json")), "sound": found.sound}
+        typer.echo(json.dumps(told))
+    else:
+        typer.echo(str(page))
+    _fail_for(found.problems)
+
+
 @privacy.command("status")
 def privacy_status(
     site: Annotated[list[Path], typer.Argument(help="A site's folder, or several.")],

@@ -96,7 +96,8 @@ def tidy_site(folder: Path) -> list[Path]:
 
 
 def verify_audit(folder: Path) -> Sequence[Problem]:
-    """Check a site's audit log from its first line."""
+    """Check a site's audit log from its first line. Raises `BadConfig` where there is no site."""
+    SiteFile.load(folder / "site.toml")
     return verify(folder / "audit.jsonl")
 
 
