@@ -28,11 +28,15 @@ from medsynth_common import __version__
 from medsynth_common.durable import write_bytes
 from medsynth_common.errors import (
     BadInput,
+    BadMessage,
+    BadRecord,
     BudgetExhausted,
     ClockWentBack,
     NotCharged,
     PolicyRefusal,
     Problem,
+    StorageFailed,
+    TimedOut,
     UnsafeRelease,
 )
 
@@ -42,7 +46,17 @@ _MARK: Final = f'<meta name="generator" content="{KIND}">'
 _MARK_WITHIN: Final = 1000  # bytes
 _PACKAGES: Final = ("opacus", "dp-accounting", "torch", "numpy", "scipy", "cryptography")
 
-_REASONS: Final = (PolicyRefusal, BudgetExhausted, NotCharged, UnsafeRelease, ClockWentBack)
+_REASONS: Final = (
+    PolicyRefusal,
+    BudgetExhausted,
+    NotCharged,
+    UnsafeRelease,
+    ClockWentBack,
+    BadMessage,
+    BadRecord,
+    StorageFailed,
+    TimedOut,
+)
 
 
 def make_evidence(folder: Path, page: Path) -> Verification:

@@ -10,19 +10,16 @@ forbids it, before any patient's data is touched.
     minimum_patients = 20
 """
 
-import json
-import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import chain
 from math import isinf
-from pathlib import Path
 from typing import Annotated, Any, Final, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from medsynth_client.spending import Mechanism
-from medsynth_common.errors import BadConfig, PolicyRefusal, Problem
+from medsynth_common.errors import PolicyRefusal, Problem
 
 #: The stage whose releases are images, made from privatised weights alone.
 SYNTHESIZE: Final = "synthesize"
@@ -80,30 +77,6 @@ class SitePolicy(BaseModel):
                 f"got {self.minimum_clip} and {self.maximum_clip}"
             )
         return self
-
-
-def load_policy(path: Path) -> SitePolicy:
-    """Read the `[policy]` table of `site.toml`.
-
-    Raises BadConfig with every problem found; for an unknown key, with the nearest known one.
-    """
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        value = str(error).splitlines()[0]
-        raise BadConfig(
-            Problem(name=path.name, value=value, wanted="a readable TOML file")
-        ) from error
-    table = tables.get("policy")
-    if not isinstance(table, dict):
-        raise BadConfig(Problem(name=path.name, value="no [policy] table", wanted="one"))
-    try:
-        # As JSON, for strict values: a list is then a tuple, but 1 is still no `true`.
-        return SitePolicy.model_validate_json(json.dumps(table, default=str))
-    except ValidationError as error:
-        raise BadConfig(
-            _problem(f"{path.name}: policy", fault) for fault in error.errors()
-        ) from error
 
 
 def check_plan(
@@ -175,9 +148,8 @@ def _mechanism_problems(policy: SitePolicy, mechanism: Mechanism) -> Iterator[Pr
         )
 
 
-def _problem(name: str, fault: Any) -> Problem:
-    key = ".".join(map(str, fault["loc"]))
-    place = f"{name}.{key}" if key else name
+def key_problem(place: str, key: str, fault: Mapping[str, Any]) -> Problem:
+    """Tell what pydantic found wrong with a key of `[policy]`; for an unknown one, the nearest."""
     match fault["type"]:
         case "extra_forbidden":
             near = get_close_matches(key, SitePolicy.model_fields, n=1)

@@ -28,7 +28,7 @@ from medsynth_client.retention import PREPARED, STATE
 from medsynth_client.site_file import SiteFile
 from medsynth_client.spending import epsilon_of
 from medsynth_client.stages import WORK
-from medsynth_common.errors import BadMessage, PolicyRefusal, Problem, Refused
+from medsynth_common.errors import BadMessage, MedsynthError, PolicyRefusal, Problem
 from medsynth_common.learning.volumes import Volume
 from medsynth_common.plan import RoundPlan
 from medsynth_common.privacy.randomness import (
@@ -71,6 +71,9 @@ class Site:
             PolicyRefusal: the site's policy forbids it.
             BudgetExhausted: it would pass the site's cap.
 
+        And what `Ledger.reserve_all` and `Gate.release` raise. Whatever is raised before training
+        is written into the audit log, where that can be.
+
         """
         if plan.header.site != self.file.name:
             raise BadMessage(
@@ -84,14 +87,8 @@ class Site:
         try:
             self._check(plan)  # 2. policy
             receipts = self._charge(plan, digest)  # 3. charge
-        except Refused as error:
-            self._gate.refuse(
-                error,
-                plan_digest=digest,
-                stage=plan.header.stage,
-                round=plan.header.round,
-                project=plan.header.run,
-            )
+        except MedsynthError as error:
+            self._write_down(error, plan, digest)
             raise
         outcome = self._train(plan, digest, kept)  # 4. train
         update = self._update(plan, digest, outcome)
@@ -112,6 +109,19 @@ class Site:
         for receipt in receipts:  # 7. confirm
             self._ledger.confirm(receipt, release_sha256=hashlib.sha256(released).hexdigest())
         return update
+
+    def _write_down(self, error: MedsynthError, plan: RoundPlan, digest: str) -> None:
+        """Audit what was refused; where even that fails, the first error is the one to tell."""
+        try:
+            self._gate.refuse(
+                error,
+                plan_digest=digest,
+                stage=plan.header.stage,
+                round=plan.header.round,
+                project=plan.header.run,
+            )
+        except MedsynthError as another:
+            log.error("not in the audit log: %s, for %s", type(error).__name__, another)
 
     def _check(self, plan: RoundPlan) -> None:
         stage = plan.header.stage

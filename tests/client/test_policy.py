@@ -1,23 +1,11 @@
 import math
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from pydantic import ValidationError
 
-from medsynth_client.policy import SitePolicy, check_plan, load_policy
-from medsynth_common.errors import BadConfig, PolicyRefusal
-
-GOOD = """
-name = "site-a"
-[policy]
-epsilon_cap = 8
-delta = 1e-5
-stages = ["moments", "segment"]
-minimum_patients = 20
-maximum_steps = 100
-maximum_rounds = 10
-"""
+from medsynth_client.policy import SitePolicy, check_plan
+from medsynth_common.errors import PolicyRefusal
 
 
 def policy(**changes: object) -> SitePolicy:
@@ -48,50 +36,6 @@ def plan(**changes: object) -> dict[str, object]:
 
 def ask(site: SitePolicy, **changes: object) -> None:
     check_plan(site, **plan(**changes))  # type: ignore[arg-type]  # keywords made up above
-
-
-def test_a_site_file_is_read(tmp_path: Path) -> None:
-    path = tmp_path / "site.toml"
-    path.write_text(GOOD)
-    assert load_policy(path) == policy()
-
-
-def test_every_problem_is_told_with_the_nearest_key(tmp_path: Path) -> None:
-    path = tmp_path / "site.toml"
-    path.write_text(
-        "[policy]\nepsilon_cp = 8\ndelta = 2.0\nstages = 'segment'\nminimum_patients = true\n"
-        "maximum_norm = nan\n"
-    )
-    with pytest.raises(BadConfig) as caught:
-        load_policy(path)
-    told = {
-        problem.name.removeprefix("site.toml: policy."): problem
-        for problem in caught.value.problems
-    }
-    assert set(told) == {
-        "epsilon_cp",
-        "epsilon_cap",
-        "delta",
-        "stages",
-        "minimum_patients",
-        "maximum_norm",
-    }
-    assert told["epsilon_cp"].mend == "did you mean epsilon_cap?"
-    assert told["epsilon_cap"].value == "nothing"
-    assert "2.0" in str(told["delta"])
-
-
-@pytest.mark.parametrize("text", ["", "policy = 3", "[policy", "[polcy]\ndelta = 1e-5"])
-def test_a_file_without_a_policy_is_told(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "site.toml"
-    path.write_text(text)
-    with pytest.raises(BadConfig, match=r"site\.toml"):
-        load_policy(path)
-
-
-def test_a_missing_file_is_told(tmp_path: Path) -> None:
-    with pytest.raises(BadConfig, match=r"site\.toml"):
-        load_policy(tmp_path / "site.toml")
 
 
 def test_no_cap_only_where_nothing_is_protected() -> None:
