@@ -16,6 +16,7 @@ import torch
 from pydantic import Field
 from safetensors import SafetensorError
 
+from medsynth_client.retention import note_use
 from medsynth_common.dataset import DataConfig, PatientFiles, find_patients, prepare
 from medsynth_common.durable import write_bytes
 from medsynth_common.errors import BadData, Problem
@@ -117,6 +118,7 @@ def _files_of(source: FolderSource) -> list[PatientFiles]:
 
 
 def _cached(path: Path, make: Callable[[], Volume]) -> Volume:
+    note_use(path.parent)
     try:
         tensors = safetensors.torch.load_file(path)
         return Volume(image=tensors["image"], labels=tensors["labels"])

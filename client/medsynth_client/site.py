@@ -27,6 +27,7 @@ from medsynth_client.ledger import Ledger, Receipt
 from medsynth_client.order import Order, Outcome
 from medsynth_client.patients import load_patients
 from medsynth_client.policy import check_plan
+from medsynth_client.retention import PREPARED, STATE
 from medsynth_client.site_file import SiteFile
 from medsynth_client.spending import epsilon_of
 from medsynth_client.stages import WORK
@@ -62,7 +63,7 @@ class Site:
         )
         self._ledger.register_dataset(self.file.source.names())
         self._gate = Gate(self._policy, AuditLog(folder / "audit.jsonl"), self._ledger)
-        self._keeping = Keeping(folder / "state.safetensors")
+        self._keeping = Keeping(folder / STATE)
         self._credentials = load_credentials(folder, self.file.coordinator_key)
         self._patients: dict[tuple[int, ...], Sequence[Volume]] = {}
 
@@ -135,26 +136,22 @@ class Site:
         stage = plan.header.stage
         if stage not in WORK:
             raise PolicyRefusal(f"stage {stage} is no work of a site's")
-        for mechanism in plan.header.mechanisms or (None,):
-            check_plan(
-                self._policy,
-                stage=stage,
-                round=plan.header.round,
-                mechanism=mechanism,
-                patients=self.file.declared_patients,
-            )
+        check_plan(
+            self._policy,
+            stage=stage,
+            round=plan.header.round,
+            mechanisms=plan.header.mechanisms,
+            patients=self.file.declared_patients,
+        )
 
     def _charge(self, plan: RoundPlan, digest: str) -> list[Receipt]:
-        return [
-            self._ledger.reserve(
-                project=plan.header.run,
-                stage=plan.header.stage,
-                round=plan.header.round,
-                plan_digest=digest,
-                mechanism=mechanism,
-            )
-            for mechanism in plan.header.mechanisms
-        ]
+        return self._ledger.reserve_all(
+            project=plan.header.run,
+            stage=plan.header.stage,
+            round=plan.header.round,
+            plan_digest=digest,
+            mechanisms=plan.header.mechanisms,
+        )
 
     def _train(self, plan: RoundPlan, digest: str, kept: Kept) -> Outcome:
         return WORK[plan.header.stage](
@@ -173,7 +170,7 @@ class Site:
         """The site's patients on this grid; prepared once and cached on disk."""
         if grid not in self._patients:
             self._patients[grid] = load_patients(
-                self.file.source, grid, cache=self._folder / "prepared"
+                self.file.source, grid, cache=self._folder / PREPARED
             )
         return self._patients[grid]
 

@@ -17,6 +17,7 @@ from typing import Final
 import torch
 
 from medsynth_client.hash_chain import exclusive
+from medsynth_client.retention import TRAINER, tidy
 from medsynth_client.site import Site
 from medsynth_client.site_file import SiteFile
 from medsynth_common import __version__
@@ -110,10 +111,12 @@ def run_trainer(
     torch.use_deterministic_algorithms(True, warn_only=True)
     with ExitStack() as held:
         for folder in folders:
-            SiteFile.load(folder / "site.toml")  # a mistyped folder is told, not made
+            site = SiteFile.load(folder / "site.toml")  # a mistyped folder is told, not made
             # One trainer a site: one whose parent died may still be ending.
-            held.enter_context(exclusive(folder / "trainer", timeout=_TAKE_OVER_SECONDS))
+            held.enter_context(exclusive(folder / TRAINER, timeout=_TAKE_OVER_SECONDS))
             sweep(folder)
+            for removed in tidy(folder, retention_days=site.policy.retention_days):
+                log.info("removed, unused for %s days: %s", site.policy.retention_days, removed)
         trainer = Trainer(folders, device=choose_device(device))
         server = serve(trainer, socket)
         try:
