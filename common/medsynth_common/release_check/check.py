@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 
 from medsynth_common.learning.volumes import Volume
-from medsynth_common.release_check.membership import attack_membership
+from medsynth_common.release_check.membership import attack_membership, enough_to_attack
 from medsynth_common.release_check.nearness import find_copies, find_duplicates
 from medsynth_common.release_check.reference import public_reference
 from medsynth_common.release_check.result import ReleaseCheck, overall
@@ -35,7 +35,8 @@ def check_release(
     names = list(synthetic)
     grid = tuple(synthetic[names[0]].labels.shape)
     made, known, unknown = describe(synthetic.values()), describe(training), describe(held_out)
-    reference = describe(public_reference(grid, seed=seed))
+    attackable = enough_to_attack(known, unknown)
+    reference = describe(public_reference(grid, seed=seed) if attackable else ())
     nearness = find_copies(names, made, known, unknown)
     duplicates = find_duplicates(names, made)
     attacks = attack_membership(made, known, unknown, reference, seed=seed)
