@@ -3,11 +3,17 @@
 from collections.abc import Iterable
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Final, Literal
 
-from pydantic import AwareDatetime, Field
+from pydantic import AwareDatetime, Field, ValidationError
 
+from medsynth_common.errors import BadData
+from medsynth_common.plan import problems_of
 from medsynth_common.privacy.mechanism import Value
+
+#: Characters of a person's reason to release a set against its check: an audit line's.
+LONGEST_REASON: Final = 200
 
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -131,7 +137,7 @@ class Override(Value):
 
     who: str = Field(min_length=1, max_length=100)
     when: AwareDatetime
-    reason: str = Field(min_length=1, max_length=200)
+    reason: str = Field(min_length=1, max_length=LONGEST_REASON)
 
 
 class ReleaseCheck(Value):
@@ -176,10 +182,29 @@ class ReleaseCheck(Value):
         """Whether the set may be handed on: it did not fail, or a person decided so."""
         return self.verdict is not Verdict.FAILED or self.override is not None
 
+    def encoded(self) -> bytes:
+        """Write it as `release-check.json` holds it."""
+        return (self.model_dump_json(indent=2) + "\n").encode()
+
     def overridden(self, *, who: str, reason: str, when: datetime) -> "ReleaseCheck":
         """Return the same findings, with the decision to release against them."""
         override = Override(who=who, reason=reason, when=when)
         return self.model_copy(update={"override": override})
+
+
+def read_release_check(path: Path) -> ReleaseCheck | None:
+    """Read a `release-check.json`; None where there is none.
+
+    Raises:
+        BadData: it is there and does not check.
+
+    """
+    if not path.exists():
+        return None
+    try:
+        return ReleaseCheck.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise BadData(problems_of(error, name=path.name)) from error
 
 
 def overall(findings: Iterable[Finding]) -> Verdict:

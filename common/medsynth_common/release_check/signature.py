@@ -90,9 +90,11 @@ def _image(volume: Volume) -> Signature:
     brain = volume.labels > 0
     if not bool(brain.any()):
         raise BadData(Problem(name="label map", value="all background", wanted="a brain"))
-    inside = volume.image[:, brain]  # (contrast, voxel)
+    # A generator that diverged paints NaN; such volumes are like one another and like nobody.
+    image = volume.image.nan_to_num(0.0, 0.0, 0.0)
+    inside = image[:, brain]  # (contrast, voxel)
     centre, spread = inside.mean(1), inside.std(1, correction=0).clamp(min=1e-6)
-    standard = (volume.image - centre[:, None, None, None]) / spread[:, None, None, None]
+    standard = (image - centre[:, None, None, None]) / spread[:, None, None, None]
     coarse = F.adaptive_avg_pool3d((standard * brain)[None], _IMAGE_SIDE)[0]
     sigmas = (0, _SMOOTHING, _SMOOTHING, _SMOOTHING)
     smoothed: Signature = ndimage.gaussian_filter(coarse.numpy(), sigmas).astype(np.float32)
