@@ -32,13 +32,13 @@ def _noisy(volume: Volume, sd: float) -> Volume:
 
 
 COPIES: Final[Mapping[str, Callable[[Volume, Volume], Volume]]] = {
-    "noise of SD 0.05": lambda one, _: _noisy(one, 0.05),
-    "noise of SD 0.2": lambda one, _: _noisy(one, 0.2),
+    "noise 0.05": lambda one, _: _noisy(one, 0.05),
+    "noise 0.2": lambda one, _: _noisy(one, 0.2),
     "mirrored": lambda one, _: Volume(image=one.image.flip(1), labels=one.labels.flip(0)),
-    "70 % of it, 30 % of another": lambda one, other: Volume(
+    "70/30 blend": lambda one, other: Volume(
         image=0.7 * one.image + 0.3 * other.image, labels=one.labels
     ),
-    "50 % of it, 50 % of another": lambda one, other: Volume(
+    "50/50 blend": lambda one, other: Volume(
         image=0.5 * one.image + 0.5 * other.image, labels=one.labels
     ),
 }
@@ -53,11 +53,10 @@ def _phantoms(count: int, seed: int) -> Iterator[Volume]:
 
 def main(draws: int = 20, *, out: Path = Path("runs/bench/release_check.json")) -> bool:
     """Measure false alarms and misses, print a table; whether no clean set failed."""
-    table = Table(title=f"Release check, {draws} draws of {SYNTHETIC} synthetic volumes")
-    table.add_column("training + held out")
-    table.add_column("clean sets that failed", justify="right")
-    for name in COPIES:
-        table.add_column(f"found: {name}", justify="right")
+    table = Table(title=f"{draws} sets of {SYNTHETIC}: clean ones that failed, copies found")
+    table.add_column("patients")
+    for heading in ("clean, failed", *COPIES):
+        table.add_column(heading, justify="right")
     rows: list[dict[str, object]] = []
     alarms = 0
     for training, held_out in SIZES:

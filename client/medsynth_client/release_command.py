@@ -13,6 +13,7 @@ from typing import Final
 import torch
 
 from medsynth_client.audit import AuditEvent, AuditLog
+from medsynth_client.hash_chain import utc_now
 from medsynth_client.site_file import SiteFile
 from medsynth_common.dataset import (
     DataConfig,
@@ -100,19 +101,21 @@ class _Identity:
 
 
 def _events(identity: _Identity, check: ReleaseCheck, result: str) -> Iterator[AuditEvent]:
-    about = {
-        "project": identity.name,
-        "stage": _STAGE,
-        "round": 0,
-        "bytes": identity.bytes,
-        "sha256": identity.sha256,
-        "plan_digest": result,
-    }
-    failed = check.verdict is not Verdict.PASSED
-    yield AuditEvent(**about, outcome="checked", error=str(check.verdict) if failed else "")
+    checked = AuditEvent(
+        project=identity.name,
+        stage=_STAGE,
+        round=0,
+        outcome="checked",
+        error="" if check.verdict is Verdict.PASSED else str(check.verdict),
+        bytes=identity.bytes,
+        sha256=identity.sha256,
+        plan_digest=result,
+    )
+    yield checked
     if check.override is not None:
-        who, why = check.override.who, check.override.reason
-        yield AuditEvent(**about, outcome="overridden", note=f"{who}: {why}")
+        note = f"{check.override.who}: {check.override.reason}"
+        changes = {"when": utc_now(), "outcome": "overridden", "error": "", "note": note}
+        yield checked.model_copy(update=changes)
 
 
 def _held_out(source: Source, grid: tuple[int, ...], given: Path | None) -> Iterator[Volume]:

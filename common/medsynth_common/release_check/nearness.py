@@ -33,8 +33,9 @@ Distances = Callable[[Signature, Signature], Floats]
 #: With fewer training patients nobody's median distance to the others means anything.
 _FEWEST: Final = 3
 _CONTROL_QUANTILE: Final = 0.05
-#: A set of which more than this share lies below the controls' 5 % point fails as a whole.
-_UNUSUAL: Final = 0.25
+#: A set fails as a whole when more than this share of it lies below the controls' 5 % point,
+#: with 97.5 % confidence: three times what chance gives, since few controls know that point badly.
+_UNUSUAL: Final = 0.15
 #: Few controls see little of their lower end: no threshold above this.
 _HIGHEST_THRESHOLD: Final = 0.55
 #: So many controls that a share below their 5 % point says something.
@@ -129,7 +130,7 @@ def _compare(
     # The same yardstick, held to people on whom nothing was trained.
     near_held_out = rule.copies(_nearest(from_held_out), _over(_nearest(from_held_out), typical))
     compared, copies = int(comparable.sum()), int(is_copy.sum())
-    unusual = float((score[comparable] < rule.low_end).mean()) if compared else 0.0
+    unusual = int((score[comparable] < rule.low_end).sum())
     verdict, reason = _judge(kind.of, copies, compared, unusual, len(controls))
     return NearnessFinding(
         of=kind.of,
@@ -141,7 +142,7 @@ def _compare(
         share_interval=share_interval(copies, compared),
         threshold=rule.threshold,
         controls=len(controls),
-        unusual=unusual,
+        unusual=unusual / max(compared, 1),
         near_held_out=int(near_held_out.sum()),
         to_training=_listed(nearest),
         held_out_to_training=_listed(_nearest(to_training)),
@@ -207,14 +208,14 @@ def _listed(values: Floats) -> tuple[float, ...]:
 
 
 def _judge(
-    of: Compared, copies: int, compared: int, unusual: float, controls: int
+    of: Compared, copies: int, compared: int, unusual: int, controls: int
 ) -> tuple[Verdict, str]:
     if copies:
         told = f"{copies} of {compared} synthetic {of} are copies of a training patient's."
         return Verdict.FAILED, told
-    if unusual > _UNUSUAL and controls >= _ENOUGH:
+    if controls >= _ENOUGH and share_interval(unusual, compared).low > _UNUSUAL:
         return Verdict.FAILED, (
-            f"{unusual:.0%} of the synthetic {of} lie closer to a training patient than all but "
+            f"{unusual} of {compared} synthetic {of} lie closer to a training patient than all but "
             "5 % of real people do to one another: the set as a whole follows the patients."
         )
     if controls < _FEWEST:
