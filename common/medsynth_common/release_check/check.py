@@ -28,9 +28,6 @@ def check_release(
         held_out: patients of the same kind that nothing was trained on; may be none.
         seed: of the reference phantoms and the resampling.
 
-    Raises:
-        BadData: a volume without a brain.
-
     """
     names = list(synthetic)
     grid = tuple(synthetic[names[0]].labels.shape)

@@ -41,7 +41,7 @@ _HIGHEST_THRESHOLD: Final = 0.55
 #: So many controls that a share below their 5 % point says something.
 _ENOUGH: Final = 20
 #: Closer than this is the same picture or map, whoever else is there: noise of SD 0.05 comes to
-#: 0.01 in images, one label of ten changed to 0.02; the nearest of 180 phantoms never below 0.13.
+#: 0.01 in images, one label of ten changed to 0.02; the nearest of 180 phantoms never below 0.11.
 _SAME: Final = 0.05
 
 

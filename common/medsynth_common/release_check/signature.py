@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy import ndimage
+from torch import Tensor
 
-from medsynth_common.errors import BadData, Problem
 from medsynth_common.labels import ANATOMY, CONTRASTS, TUMOUR, Tissue, one_hot
 from medsynth_common.learning.volumes import Volume
 
@@ -23,6 +23,7 @@ Signature = NDArray[np.float32]
 
 _IMAGE_SIDE: Final = 16  # a voxel is about a centimetre of an adult head
 _LABEL_SIDE: Final = 24
+_DARKEST: Final = 0.12  # of a volume's brightest place: below it is no brain, or noise around it
 _SMOOTHING: Final = 0.6  # SD in coarse voxels: forgives a shift by a fraction of one
 
 
@@ -55,12 +56,7 @@ class Cohort:
 
 
 def describe(volumes: Iterable[Volume]) -> Cohort:
-    """Take the signatures of volumes one by one, so that they need not all be in memory.
-
-    Raises:
-        BadData: a volume whose label map is empty, so that it has no brain.
-
-    """
+    """Take the signatures of volumes one by one, so that they need not all be in memory."""
     images, shares = [], []
     for volume in volumes:
         images.append(_image(volume))
@@ -87,18 +83,27 @@ def label_distances(a: Signature, b: Signature) -> Floats:
 
 
 def _image(volume: Volume) -> Signature:
-    brain = volume.labels > 0
-    if not bool(brain.any()):
-        raise BadData(Problem(name="label map", value="all background", wanted="a brain"))
     # A generator that diverged paints NaN; such volumes are like one another and like nobody.
     image = volume.image.nan_to_num(0.0, 0.0, 0.0)
+    brain = _brain(image)
     inside = image[:, brain]  # (contrast, voxel)
+    if inside.shape[1] == 0:
+        return np.zeros((len(image), *(_IMAGE_SIDE,) * 3), dtype=np.float32)
     centre, spread = inside.mean(1), inside.std(1, correction=0).clamp(min=1e-6)
     standard = (image - centre[:, None, None, None]) / spread[:, None, None, None]
     coarse = F.adaptive_avg_pool3d((standard * brain)[None], _IMAGE_SIDE)[0]
     sigmas = (0, _SMOOTHING, _SMOOTHING, _SMOOTHING)
     smoothed: Signature = ndimage.gaussian_filter(coarse.numpy(), sigmas).astype(np.float32)
     return smoothed
+
+
+def _brain(image: Tensor) -> Tensor:
+    """Where any contrast is bright, (x, y, z): by the image alone.
+
+    Not by the label map: a memorised image may come with any, and would be measured by its edge.
+    """
+    strength = F.avg_pool3d(image.amax(0)[None], 3, stride=1, padding=1)[0]
+    return strength > _DARKEST * strength.max()
 
 
 def _shares(volume: Volume) -> Signature:

@@ -43,7 +43,7 @@ def _headline(check: ReleaseCheck) -> str:
     if check.override is not None:
         return "The set did not pass, and a person released it anyway."
     return {
-        Verdict.PASSED: "The set passed: no copy was found, and no attack could tell who took part.",
+        Verdict.PASSED: "The set passed: no copy was found, no attack could tell who took part.",
         Verdict.FAILED: "The set failed and was withheld.",
         Verdict.NOT_DECIDABLE: "The set was released, but part of the check could not be made.",
     }[check.verdict]
