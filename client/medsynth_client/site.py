@@ -25,12 +25,12 @@ from medsynth_client.gate import Gate
 from medsynth_client.keeping import Keeping, Kept
 from medsynth_client.ledger import Ledger, Receipt
 from medsynth_client.order import Order, Outcome
-from medsynth_client.patients import load_patients
 from medsynth_client.policy import check_plan
 from medsynth_client.retention import PREPARED, STATE
 from medsynth_client.site_file import SiteFile
 from medsynth_client.spending import epsilon_of
 from medsynth_client.stages import WORK
+from medsynth_common.dataset.source import load_patients
 from medsynth_common.errors import PolicyRefusal, Problem, Refused, WrongAddress
 from medsynth_common.learning.volumes import Volume
 from medsynth_common.plan import RoundPlan

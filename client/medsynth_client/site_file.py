@@ -6,8 +6,8 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from medsynth_client.patients import Source
 from medsynth_client.policy import SitePolicy
+from medsynth_common.dataset.source import Source
 from medsynth_common.errors import BadConfig, Problem
 from medsynth_common.plan import Name, problems_of
 from medsynth_common.privacy.mechanism import Value
