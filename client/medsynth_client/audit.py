@@ -1,4 +1,4 @@
-"""The hospital's audit log: one line for each thing that left, or was refused.
+"""The hospital's audit log: one line for each thing that left, was refused, or was checked.
 
 Hash-chained JSON lines that any text viewer shows. Each line is on disk before what it tells of
 may leave. A line that was edited, removed, reordered, added by other hands or cut off is found
@@ -13,9 +13,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from medsynth_client import hash_chain
 from medsynth_client.hash_chain import CLOCK_SLACK, START, Head, canonical, extend
@@ -35,14 +43,17 @@ class AuditEvent(BaseModel):
         project: the run.
         stage: the run's stage.
         round: the stage's round.
-        outcome: `released` or `refused`.
-        error: the refusal's name; empty for a release.
+        outcome: `released` or `refused`; of a synthetic set `checked`, and `overridden` when a
+            person lets it out against the check.
+        error: the refusal's name, or what a check found; empty when all is well.
         bytes: size of what left, or was to leave.
         sha256: of those bytes; empty when there were none yet.
-        plan_digest: SHA-256 of the plan.
+        plan_digest: SHA-256 of the plan, or of a check's result.
         epsilon: spent by the patient charged most, after this; None when unbounded, or
             when nothing was charged for it.
         receipts: digests of the ledger rows that paid for it.
+        note: of an override, who did it and why. A line without one does not name it, so that
+            lines from before there were notes keep their digests.
 
     """
 
@@ -52,13 +63,19 @@ class AuditEvent(BaseModel):
     project: Text
     stage: Text
     round: int
-    outcome: Literal["released", "refused"]
+    outcome: Literal["released", "refused", "checked", "overridden"]
     error: Text = ""
     bytes: int = Field(ge=0)
     sha256: str = Field(pattern=r"^([0-9a-f]{64})?$")
     plan_digest: Text
     epsilon: float | None = Field(default=None, ge=0)
     receipts: tuple[str, ...] = ()
+    note: Annotated[str, Field(max_length=310)] = ""
+
+    @model_serializer(mode="wrap")
+    def _without_empty_note(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = write(self)
+        return fields if self.note else {k: v for k, v in fields.items() if k != "note"}
 
 
 class _Line(BaseModel):

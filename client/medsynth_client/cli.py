@@ -167,7 +167,7 @@ def audit_show(site: SiteFolder, format: Format = "text") -> None:
         if format == "json":
             typer.echo(event.model_dump_json())
         else:
-            what = event.error or f"{event.bytes} bytes, SHA-256 {event.sha256[:16]}"
+            what = event.error or event.note or f"{event.bytes} bytes, SHA-256 {event.sha256[:16]}"
             typer.echo(
                 f"{event.when} {event.outcome} {event.project} {event.stage} "
                 f"round {event.round}: {what}"
@@ -184,6 +184,51 @@ def audit_verify(site: SiteFolder) -> None:
 
     _fail_for(verify_audit(site))
     typer.echo("the audit log is sound")
+
+
+@app.command("release-check")
+def release_check(
+    site: SiteFolder,
+    synthetic: Annotated[Path, typer.Argument(help="A synthetic set, with its dataset.json.")],
+    held_out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Patients never trained on, a folder each; default: those of the site's data "
+            "folder that site.toml does not name."
+        ),
+    ] = None,
+    override: Annotated[
+        str,
+        typer.Option(
+            metavar="REASON",
+            help="Let a set out that did not pass; who, when and why go into the audit log.",
+        ),
+    ] = "",
+    format: Format = "text",
+) -> None:
+    """Compare a synthetic set with a site's own patients: copies, and signs of who took part.
+
+    The result stays at the site, as release-check.json. Exit 0 when the set passed or is let out by
+    --override, 5 when it failed or too few patients are held out to decide.
+
+    Example: medsynth-client release-check /srv/medsynth/site-a /srv/incoming/synthetic
+    """
+    from medsynth_client.release_command import may_leave, run_release_check
+
+    check = run_release_check(site, synthetic, held_out=held_out, reason=override)
+    if format == "json":
+        typer.echo(check.model_dump_json(indent=2))
+    else:
+        typer.echo(
+            f"{check.verdict}: {check.synthetic} synthetic volumes, {check.training} training and "
+            f"{check.held_out} held-out patients"
+        )
+        for finding in check.findings:
+            typer.echo(f"  {finding.verdict}: {finding.reason}")
+        if check.override is not None:
+            typer.echo(f"released anyway by {check.override.who}: {check.override.reason}")
+    if not may_leave(check):
+        raise typer.Exit(5)
 
 
 def _fail_for(problems: "Sequence[Problem]") -> None:

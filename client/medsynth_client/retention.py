@@ -3,7 +3,6 @@
 The ledger and the audit log are never touched: what patients have spent is for life.
 """
 
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -17,12 +16,6 @@ STATE: Final = "state.safetensors"
 #: The lock that a running trainer holds stands beside this name.
 TRAINER: Final = "trainer"
 _DAY: Final = 24 * 60 * 60
-
-
-def note_use(cache: Path) -> None:
-    """Note that a cache was used just now: its age counts from here."""
-    if cache.is_dir():
-        os.utime(cache)
 
 
 def tidy(folder: Path, *, retention_days: int, now: float | None = None) -> list[Path]:

@@ -22,7 +22,7 @@ from medsynth_client.site import Site
 from medsynth_client.site_file import SiteFile
 from medsynth_common import __version__
 from medsynth_common.durable import sweep
-from medsynth_common.errors import BadConfig, BadMessage, Problem, Refused
+from medsynth_common.errors import BadConfig, BadMessage, Problem, Refused, WrongAddress
 from medsynth_common.tensors import pack
 from medsynth_common.wire.parts import (
     failure_part,
@@ -47,6 +47,7 @@ class Trainer:
         if len(self._sites) < len(sites):
             names = str(sorted(site.file.name for site in sites))
             raise BadConfig(Problem(name="sites", value=names, wanted="each name once"))
+        self._only = sites[0] if len(sites) == 1 else None
         self._turn = threading.Lock()
 
     @property
@@ -62,15 +63,12 @@ class Trainer:
         """Carry out one plan; whatever goes wrong leaves as the error's name alone."""
         try:
             plan = plan_from_parts(parts)
-            site = self._sites.get(plan.header.site)
+            # A hospital's only site answers for itself, and so writes down what it refuses.
+            site = self._only or self._sites.get(plan.header.site)
             if site is None:
-                raise BadMessage(
-                    Problem(
-                        name="plan: site",
-                        value=plan.header.site,
-                        wanted=f"one of {sorted(self._sites)}",
-                    )
-                )
+                wanted = f"one of {sorted(self._sites)}"
+                problem = Problem(name="plan: site", value=plan.header.site, wanted=wanted)
+                raise WrongAddress(str(problem))
             with self._turn:
                 update = site.carry(plan)
             content = pack(update_tensors(update))
@@ -83,7 +81,7 @@ class Trainer:
             log.error("a plan could not be carried out: %s", _without_text(error))
             yield failure_part(error)
         else:
-            yield from update_parts(update.header, content)
+            yield from update_parts(update.header, content, update.seal)
 
 
 def _without_text(error: Exception) -> str:

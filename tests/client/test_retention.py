@@ -10,13 +10,13 @@ import torch
 
 from medsynth_client import trainer as trainer_file
 from medsynth_client.hash_chain import exclusive
-from medsynth_client.patients import load_patients
 from medsynth_client.privacy_command import tidy_site
 from medsynth_client.retention import tidy
 from medsynth_client.site import Site
 from medsynth_client.site_file import SiteFile
 from medsynth_client.trainer import run_trainer
 from medsynth_client.verification import verify_site
+from medsynth_common.dataset.source import load_patients
 from medsynth_common.errors import TimedOut
 from tiny import GRID, NewSite, plan
 

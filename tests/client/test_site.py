@@ -28,6 +28,7 @@ from medsynth_common.errors import (
     PolicyRefusal,
     StorageFailed,
     UnsafeRelease,
+    WrongAddress,
 )
 from medsynth_common.plan import Critic, RoundPlan, SegmentSettings, Stage
 from medsynth_common.privacy.randomness import SimulatedRandomness
@@ -246,10 +247,11 @@ def test_the_cap_holds_over_runs_and_restarts(new_site: NewSite) -> None:
 
 def test_another_site_s_plan_is_not_carried_out(new_site: NewSite) -> None:
     folder = new_site()
-    with pytest.raises(BadMessage, match="plan: site: got site-b, wanted site-a"):
+    with pytest.raises(WrongAddress, match="plan: site: got site-b, wanted site-a"):
         Site(folder, device=CPU).carry(SEGMENT.plan(site="site-b"))
-    assert snapshot(folder) == ({}, b"")
-    assert events(folder) == []
+    assert steps_charged(folder) == {}
+    (event,) = events(folder)
+    assert (event.outcome, event.error) == ("refused", "WrongAddress")
 
 
 def test_a_plan_without_its_mechanism_releases_nothing(new_site: NewSite) -> None:

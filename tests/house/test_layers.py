@@ -116,7 +116,7 @@ def test_flower_s_private_names_stand_in_one_file() -> None:
 @pytest.mark.parametrize(
     ("check", "file", "line"),
     [
-        (faces_out_of_place, "client/medsynth_client/patients.py", "import nibabel as nib"),
+        (faces_out_of_place, "client/medsynth_client/site.py", "import nibabel as nib"),
         (faces_out_of_place, "client/medsynth_client/site.py", "from grpc import aio"),
         (faces_out_of_place, "client/medsynth_client/trainer.py", "import grpc"),
         (faces_out_of_place, "server/medsynth_server/budget.py", "from opacus import accountants"),
