@@ -6,7 +6,6 @@ by `verify`; a last line left half written by a crash is told apart from all of 
 was never counted in the head file, and what it was to tell of never left.
 """
 
-import json
 import os
 import threading
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from pydantic import (
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
+    ValidationError,
     model_serializer,
 )
 
@@ -78,6 +78,16 @@ class AuditEvent(BaseModel):
         return fields if self.note else {k: v for k, v in fields.items() if k != "note"}
 
 
+class _Line(BaseModel):
+    """A line as it is stored."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    number: int
+    event: AuditEvent
+    digest: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class TornLine(Problem):
     """A last line that a crash left half written; the next event takes its place."""
@@ -114,6 +124,12 @@ class AuditLog:
         """Give all events, oldest first."""
         with self._held() as lines:
             return list(lines.events)
+
+    @property
+    def torn(self) -> bool:
+        """Whether a crash left a last line half written; the next event takes its place."""
+        with self._held() as lines:
+            return lines.torn is not None
 
     def has_released(self, receipt: str) -> bool:
         """Say whether something was let out on this receipt before."""
@@ -172,16 +188,16 @@ class _Lines:
     def _take(self, line: bytes) -> None:
         number = self.last.count + 1
         try:
-            fields = json.loads(line)
-            event = AuditEvent.model_validate_json(canonical(fields["event"]))
-        except (ValueError, KeyError, TypeError) as error:
+            written = _Line.model_validate_json(line)
+        except ValidationError as error:
             raise self._bad(number, "a line that does not read", "an event") from error
+        event = written.event
         if line.decode() != _line(self.last, event):
             wanted = "the line written there: number and digest follow from the lines before"
             raise self._bad(number, f"an edited, removed, moved or added {event.outcome}", wanted)
         if self.latest is not None and event.when + CLOCK_SLACK < self.latest:
             raise self._bad(number, event.when.isoformat(), f"a time after {self.latest}")
-        self.before_last, self.last = self.last, Head(count=number, digest=fields["digest"])
+        self.before_last, self.last = self.last, Head(count=number, digest=written.digest)
         self.latest = event.when if self.latest is None else max(event.when, self.latest)
         self.events.append(event)
         if event.outcome == "released":
@@ -215,9 +231,10 @@ class _Lines:
 
 def _line(head: Head, event: AuditEvent) -> str:
     """Write the line that follows `head`."""
-    fields = event.model_dump(mode="json")
-    after = extend(head, canonical(fields))
-    return canonical({"number": after.count, "event": fields, "digest": after.digest})
+    content = canonical(event.model_dump(mode="json"))
+    after = extend(head, content)
+    # As `canonical` would write it: the keys stand in order.
+    return f'{{"digest":"{after.digest}","event":{content},"number":{after.count}}}'
 
 
 @contextmanager

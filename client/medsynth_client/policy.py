@@ -12,8 +12,9 @@ forbids it, before any patient's data is touched.
 
 import json
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
+from itertools import chain
 from math import isinf
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
@@ -46,7 +47,8 @@ class SitePolicy(BaseModel):
         minimum_noise_multiplier: least noise a plan may ask for, over clip.
         maximum_steps: most private steps in one round.
         maximum_rounds: last round of a stage that is answered.
-        retention_days: how long state and caches of a finished run are kept.
+        retention_days: how long prepared patients and training state are kept after their last
+            use. Ledger and audit log are kept for ever.
         allow_unprotected: lets mechanisms without noise pass. For simulations only.
 
     """
@@ -105,19 +107,28 @@ def load_policy(path: Path) -> SitePolicy:
 
 
 def check_plan(
-    policy: SitePolicy, *, stage: str, round: int, mechanism: Mechanism | None, patients: int
+    policy: SitePolicy, *, stage: str, round: int, mechanisms: Sequence[Mechanism], patients: int
 ) -> None:
     """Raise PolicyRefusal unless the site allows this; told are all keys that forbid it.
 
-    `mechanism` is None when the stage releases nothing that depends on patients.
+    `mechanisms` is empty when the stage releases nothing that depends on patients.
     """
-    problems = [
-        *_stage_problems(policy, stage),
-        *_size_problems(policy, round, patients),
-        *(_mechanism_problems(policy, mechanism) if mechanism is not None else ()),
-    ]
+    problems = plan_problems(
+        policy, stage=stage, round=round, mechanisms=mechanisms, patients=patients
+    )
     if problems:
         raise PolicyRefusal("\n".join(map(str, problems)))
+
+
+def plan_problems(
+    policy: SitePolicy, *, stage: str, round: int, mechanisms: Sequence[Mechanism], patients: int
+) -> list[Problem]:
+    """List what forbids a plan, each named for the policy's key."""
+    return [
+        *_stage_problems(policy, stage),
+        *_size_problems(policy, round, patients),
+        *chain.from_iterable(_mechanism_problems(policy, one) for one in mechanisms),
+    ]
 
 
 def _stage_problems(policy: SitePolicy, stage: str) -> Iterator[Problem]:

@@ -17,11 +17,12 @@ from typing import Final
 import torch
 
 from medsynth_client.hash_chain import exclusive
+from medsynth_client.retention import TRAINER, tidy
 from medsynth_client.site import Site
 from medsynth_client.site_file import SiteFile
 from medsynth_common import __version__
 from medsynth_common.durable import sweep
-from medsynth_common.errors import BadConfig, BadMessage, Problem, Refused
+from medsynth_common.errors import BadConfig, BadMessage, Problem, Refused, WrongAddress
 from medsynth_common.tensors import pack
 from medsynth_common.wire.parts import (
     failure_part,
@@ -46,6 +47,7 @@ class Trainer:
         if len(self._sites) < len(sites):
             names = str(sorted(site.file.name for site in sites))
             raise BadConfig(Problem(name="sites", value=names, wanted="each name once"))
+        self._only = sites[0] if len(sites) == 1 else None
         self._turn = threading.Lock()
 
     @property
@@ -61,15 +63,12 @@ class Trainer:
         """Carry out one plan; whatever goes wrong leaves as the error's name alone."""
         try:
             plan = plan_from_parts(parts)
-            site = self._sites.get(plan.header.site)
+            # A hospital's only site answers for itself, and so writes down what it refuses.
+            site = self._only or self._sites.get(plan.header.site)
             if site is None:
-                raise BadMessage(
-                    Problem(
-                        name="plan: site",
-                        value=plan.header.site,
-                        wanted=f"one of {sorted(self._sites)}",
-                    )
-                )
+                wanted = f"one of {sorted(self._sites)}"
+                problem = Problem(name="plan: site", value=plan.header.site, wanted=wanted)
+                raise WrongAddress(str(problem))
             with self._turn:
                 update = site.carry(plan)
             content = pack(update_tensors(update))
@@ -82,7 +81,7 @@ class Trainer:
             log.error("a plan could not be carried out: %s", _without_text(error))
             yield failure_part(error)
         else:
-            yield from update_parts(update.header, content)
+            yield from update_parts(update.header, content, update.seal)
 
 
 def _without_text(error: Exception) -> str:
@@ -112,10 +111,12 @@ def run_trainer(
     torch.use_deterministic_algorithms(True, warn_only=True)
     with ExitStack() as held:
         for folder in folders:
-            SiteFile.load(folder / "site.toml")  # a mistyped folder is told, not made
+            site = SiteFile.load(folder / "site.toml")  # a mistyped folder is told, not made
             # One trainer a site: one whose parent died may still be ending.
-            held.enter_context(exclusive(folder / "trainer", timeout=_TAKE_OVER_SECONDS))
+            held.enter_context(exclusive(folder / TRAINER, timeout=_TAKE_OVER_SECONDS))
             sweep(folder)
+            for removed in tidy(folder, retention_days=site.policy.retention_days):
+                log.info("removed, unused for %s days: %s", site.policy.retention_days, removed)
         trainer = Trainer(folders, device=choose_device(device))
         server = serve(trainer, socket)
         try:

@@ -79,7 +79,7 @@ def test_two_callers_take_turns(client: TrainerClient) -> None:
 @pytest.mark.parametrize(
     ("asked", "name"),
     [
-        (plan(site="site-z"), "BadMessage"),
+        (plan(site="site-z"), "WrongAddress"),
         (plan(Stage.SEGMENT, mechanisms=(gaussian("x"),)), "BadMessage"),
         (plan(mechanisms=(unprotected("level"),)), "PolicyRefusal"),
         (plan(mechanisms=(gaussian("level", noise_multiplier=0.5, steps=99),)), "BudgetExhausted"),

@@ -18,6 +18,7 @@ FACES = {
     "nibabel": ("common/medsynth_common/volumes.py",),
     "grpc": ("common/medsynth_common/wire/", "server/medsynth_server/engines/"),
     "opacus": ("common/medsynth_common/privacy/",),
+    "dp_accounting": ("common/medsynth_common/privacy/pld.py",),
     "typer": ("client/medsynth_client/cli.py", "server/medsynth_server/cli.py"),
     "click": ("common/medsynth_common/command_line.py",),
 }
