@@ -8,7 +8,8 @@ audit log first. A refusal is written there too, and nothing leaves.
 import hashlib
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import safetensors.torch
@@ -101,17 +102,26 @@ class Gate:
             self._audit.append(_event(asked))
         return update_bytes
 
+    @contextmanager
+    def refusals(self, *, plan_digest: str, stage: str, round: int, project: str) -> Iterator[None]:
+        """Write down whatever ends a plan before it has anything to release, and let it go on."""
+        try:
+            yield
+        except Exception as error:
+            self.refuse(error, plan_digest=plan_digest, stage=stage, round=round, project=project)
+            raise
+
     def refuse(
-        self, error: MedsynthError, *, plan_digest: str, stage: str, round: int, project: str
+        self, error: Exception, *, plan_digest: str, stage: str, round: int, project: str
     ) -> None:
-        """Write down a plan that was refused before there was anything to release."""
+        """Write down, by its name alone, what ended a plan: its text may hold a patient's."""
         self._audit.append(
             AuditEvent(
                 project=project[:200],
                 stage=str(stage)[:200],
                 round=round,
                 outcome="refused",
-                error=type(error).__name__,
+                error=type(error).__name__[:200],
                 bytes=0,
                 sha256="",
                 plan_digest=plan_digest[:200],

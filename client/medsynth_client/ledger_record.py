@@ -110,6 +110,8 @@ class LedgerRecord:
         self.spending = Spending()
         self.last_reservation: Reservation | None = None
         self._reservations: dict[int, str] = {}
+        self._round_of: dict[int, tuple[str, str, int]] = {}
+        self._answered: dict[tuple[str, str], int] = {}
         self._confirmed: set[int] = set()
 
     def take(self, row: Row) -> None:
@@ -134,6 +136,10 @@ class LedgerRecord:
         """Say whether the release of a reservation was confirmed."""
         return entry in self._confirmed
 
+    def answered(self, project: str, stage: str) -> int:
+        """Give the last round of a run's stage whose release was confirmed; 0: none was."""
+        return self._answered.get((project, stage), 0)
+
     def _add(self, number: int, body: _Body, digest: str) -> None:
         match body:
             case Opening():
@@ -152,12 +158,15 @@ class LedgerRecord:
             raise self._bad(number, f"epsilon {body.epsilon}", f"at most the cap {body.cap}")
         self.spending.charge(body.dataset, body.project, body.charge)
         self._reservations[number] = digest
+        self._round_of[number] = body.project, body.stage, body.round
         self.last_reservation = body
 
     def _confirm(self, number: int, body: Confirmation) -> None:
         if body.reservation not in self._reservations or body.reservation in self._confirmed:
             raise self._bad(number, f"row {body.reservation}", "a reservation not confirmed before")
         self._confirmed.add(body.reservation)
+        project, stage, round = self._round_of[body.reservation]
+        self._answered[project, stage] = max(round, self.answered(project, stage))
 
     def _parsed(self, number: int, kind: str, text: str) -> _Body:
         if kind not in _KINDS:

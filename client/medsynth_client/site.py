@@ -1,12 +1,14 @@
 """The story of a round at a hospital, on one page.
 
 1. look    has this very plan been answered already? then give that answer again
-2. policy  may it be done at all?
+2. check   is it a plan, of a round still to come, that the site's policy allows?
 3. charge  write what it costs into the ledger, on disk, before any noise is drawn
 4. train   on the patients, here
 5. gate    check, and write into the audit log, what is about to leave
 6. keep    answer and state, in one file, whole or not at all
 7. confirm in the ledger that the release went out
+
+Whatever ends a plan before the gate is written into the audit log too, by the error's name.
 """
 
 import hashlib
@@ -27,7 +29,7 @@ from medsynth_client.policy import check_plan
 from medsynth_client.site_file import SiteFile
 from medsynth_client.spending import epsilon_of
 from medsynth_client.stages import WORK
-from medsynth_common.errors import BadMessage, PolicyRefusal, Problem, Refused
+from medsynth_common.errors import AlreadyAnswered, BadMessage, Problem
 from medsynth_common.learning.volumes import Volume
 from medsynth_common.plan import RoundPlan
 from medsynth_common.privacy.randomness import (
@@ -36,8 +38,8 @@ from medsynth_common.privacy.randomness import (
     SystemRandomness,
 )
 from medsynth_common.tensors import pack
-from medsynth_common.update import SiteUpdate, UpdateHeader, check_tensors
-from medsynth_common.wire.forms import expected_plan, expected_update
+from medsynth_common.update import SiteUpdate, UpdateHeader
+from medsynth_common.wire.forms import check_plan_form, expected_update
 from medsynth_common.wire.parts import update_from_tensors, update_tensors
 
 log = logging.getLogger(__name__)
@@ -67,34 +69,26 @@ class Site:
 
         Raises:
             BadMessage: the plan is not for this site, or does not hold what its stage needs.
+            AlreadyAnswered: the site has answered that round, and this is not its last plan.
             PolicyRefusal: the site's policy forbids it.
             BudgetExhausted: it would pass the site's cap.
 
         """
-        if plan.header.site != self.file.name:
-            raise BadMessage(
-                Problem(name="plan: site", value=plan.header.site, wanted=self.file.name)
-            )
         digest = plan.digest()
-        kept = self._keeping.load()
-        if kept.plan_digest == digest and kept.header is not None:  # 1. look
-            return update_from_tensors(kept.header, kept.update)
-        check_tensors(plan.weights, expected_plan(plan.header))
-        try:
-            self._check(plan)  # 2. policy
+        with self._gate.refusals(
+            plan_digest=digest,
+            stage=plan.header.stage,
+            round=plan.header.round,
+            project=plan.header.run,
+        ):
+            kept = self._keeping.load()
+            if kept.plan_digest == digest and kept.header is not None:  # 1. look
+                return update_from_tensors(kept.header, kept.update)
+            self._check(plan)  # 2. check
             receipts = self._charge(plan, digest)  # 3. charge
-        except Refused as error:
-            self._gate.refuse(
-                error,
-                plan_digest=digest,
-                stage=plan.header.stage,
-                round=plan.header.round,
-                project=plan.header.run,
-            )
-            raise
-        outcome = self._train(plan, digest, kept)  # 4. train
-        update = self._update(plan, digest, outcome)
-        tensors = update_tensors(update)
+            outcome = self._train(plan, digest, kept)  # 4. train
+            update = self._update(plan, digest, outcome)
+            tensors = update_tensors(update)
         released = self._gate.release(  # 5. gate
             pack(tensors),
             tensors,
@@ -112,17 +106,31 @@ class Site:
             self._ledger.confirm(receipt, release_sha256=hashlib.sha256(released).hexdigest())
         return update
 
+    def refuse(self, error: Exception) -> None:
+        """Write down a message that was no plan for any site."""
+        self._gate.refuse(error, plan_digest="", stage="", round=0, project="")
+
     def _check(self, plan: RoundPlan) -> None:
-        stage = plan.header.stage
-        if stage not in WORK:
-            raise PolicyRefusal(f"stage {stage} is no work of a site's")
-        for mechanism in plan.header.mechanisms or (None,):
+        header = plan.header
+        if header.site != self.file.name:
+            raise BadMessage(Problem(name="plan: site", value=header.site, wanted=self.file.name))
+        for mechanism in header.mechanisms or (None,):
             check_plan(
                 self._policy,
-                stage=stage,
-                round=plan.header.round,
+                stage=header.stage,
+                round=header.round,
                 mechanism=mechanism,
                 patients=self.file.declared_patients,
+                voxels=math.prod(header.grid),
+            )
+        check_plan_form(plan)
+        # A run's stage goes forward. An old plan would be charged again, and would train what
+        # the site keeps (critic, optimizers) from weights that the run has left behind.
+        answered = self._ledger.answered(project=header.run, stage=header.stage)
+        if header.round <= answered:
+            raise AlreadyAnswered(
+                f"run {header.run}, stage {header.stage}: round {answered} was answered, "
+                f"and this is another plan for round {header.round}"
             )
 
     def _charge(self, plan: RoundPlan, digest: str) -> list[Receipt]:
@@ -151,11 +159,14 @@ class Site:
         )
 
     def patients(self, grid: tuple[int, ...]) -> Sequence[Volume]:
-        """The site's patients on this grid; prepared once and cached on disk."""
+        """The site's patients on this grid; prepared once and cached on disk.
+
+        Those of one grid are held in memory, however many grids are asked for.
+        """
         if grid not in self._patients:
-            self._patients[grid] = load_patients(
-                self.file.source, grid, cache=self._folder / "prepared"
-            )
+            self._patients = {}
+            cache = self._folder / "prepared"
+            self._patients = {grid: load_patients(self.file.source, grid, cache=cache)}
         return self._patients[grid]
 
     def _randomness(self, plan: RoundPlan, digest: str) -> Randomness:

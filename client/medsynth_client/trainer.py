@@ -22,7 +22,9 @@ from medsynth_client.site_file import SiteFile
 from medsynth_common import __version__
 from medsynth_common.durable import sweep
 from medsynth_common.errors import BadConfig, BadMessage, Problem, Refused
+from medsynth_common.plan import RoundPlan
 from medsynth_common.tensors import pack
+from medsynth_common.update import SiteUpdate
 from medsynth_common.wire.parts import (
     failure_part,
     plan_from_parts,
@@ -60,18 +62,7 @@ class Trainer:
     def carry(self, parts: Iterable[PlanPart]) -> Iterator[UpdatePart]:
         """Carry out one plan; whatever goes wrong leaves as the error's name alone."""
         try:
-            plan = plan_from_parts(parts)
-            site = self._sites.get(plan.header.site)
-            if site is None:
-                raise BadMessage(
-                    Problem(
-                        name="plan: site",
-                        value=plan.header.site,
-                        wanted=f"one of {sorted(self._sites)}",
-                    )
-                )
-            with self._turn:
-                update = site.carry(plan)
+            update = self._answer(parts)
             content = pack(update_tensors(update))
         except (BadMessage, Refused) as error:
             # These speak of plans and limits, never of a patient.
@@ -83,6 +74,26 @@ class Trainer:
             yield failure_part(error)
         else:
             yield from update_parts(update.header, content)
+
+    def _answer(self, parts: Iterable[PlanPart]) -> SiteUpdate:
+        try:
+            plan = plan_from_parts(parts)
+            site = self._site_of(plan)
+        except BadMessage as error:
+            # It names no site, so it may have been meant for any: each writes it down.
+            with self._turn:
+                for site in self._sites.values():
+                    site.refuse(error)
+            raise
+        with self._turn:
+            return site.carry(plan)
+
+    def _site_of(self, plan: RoundPlan) -> Site:
+        site = self._sites.get(plan.header.site)
+        if site is None:
+            wanted = f"one of {sorted(self._sites)}"
+            raise BadMessage(Problem(name="plan: site", value=plan.header.site, wanted=wanted))
+        return site
 
 
 def _without_text(error: Exception) -> str:

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from medsynth_common.errors import BadMessage, Problem
-from medsynth_common.plan import Name, Stage
+from medsynth_common.plan import MOST_PROBLEMS, Name, Stage
 from medsynth_common.privacy.mechanism import Value
 
 #: A weight beyond this is no weight of ours; it would steer or end a run.
@@ -63,7 +63,7 @@ def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor])
     """Check names, types, shapes, finiteness and size against tensors of the wanted form.
 
     Raises:
-        BadMessage: with every problem found.
+        BadMessage: with the first problems found.
 
     """
     problems = [
@@ -77,7 +77,7 @@ def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor])
     for name in sorted(set(expected) & set(tensors)):
         problems += _problems_of_tensor(name, tensors[name], expected[name])
     if problems:
-        raise BadMessage(problems)
+        raise BadMessage(problems[:MOST_PROBLEMS])
 
 
 def _problems_of_tensor(name: str, tensor: Tensor, wanted: Tensor) -> list[Problem]:
