@@ -6,6 +6,7 @@ leaves, the coordinator before anything is used.
 """
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Final
 
 import torch
@@ -67,7 +68,7 @@ def expected_plan(header: PlanHeader) -> dict[str, Tensor]:
         case Stage.MOMENTS:
             return style | with_prefix("prior", _prior().tensors())
         case Stage.SEGMENT:
-            return _form("segmenter", header.networks)
+            return dict(_form("segmenter", header.networks))
         case Stage.ADVERSARIAL:
             networks = [_form(part, header.networks) for part in _BUILDERS]
             features = with_prefix("features", _features(header.networks).tensors())
@@ -103,7 +104,8 @@ def _own(stage: Stage) -> Mapping[str, Tensor]:
 _BUILDERS = {"generator": Generator, "segmenter": build_segmenter, "critic": build_critic}
 
 
-def _form(part: str, networks: NetworkSettings) -> dict[str, Tensor]:
+@lru_cache(maxsize=16)  # every plan is checked against them, also those that are refused
+def _form(part: str, networks: NetworkSettings) -> Mapping[str, Tensor]:
     with torch.device("meta"):  # shapes alone: nothing is allocated
         module: nn.Module = _BUILDERS[part](networks)
     return with_prefix(part, module.state_dict())
