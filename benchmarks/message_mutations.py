@@ -68,7 +68,7 @@ def odd_tensors(tensors: Mapping[str, Tensor], draw: Draw) -> Tensors:
     tensor = changed[name]
     match draw.randrange(7):
         case 0:
-            changed[name] = tensor.to(draw.choice(_DTYPES))
+            changed[name] = torch.real(tensor).to(draw.choice(_DTYPES))
         case 1:
             changed[name] = torch.zeros(draw.choice(((), (0,), (3,), (1, *tensor.shape), (9, 9))))
         case 2 if tensor.is_floating_point() and tensor.numel():

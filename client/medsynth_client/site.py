@@ -85,6 +85,7 @@ class Site:
             if kept.plan_digest == digest and kept.header is not None:  # 1. look
                 return update_from_tensors(kept.header, kept.update)
             self._check(plan)  # 2. check
+            self.patients(plan.header.grid)  # files that cannot be read are not paid for
             receipts = self._charge(plan, digest)  # 3. charge
             outcome = self._train(plan, digest, kept)  # 4. train
             update = self._update(plan, digest, outcome)
