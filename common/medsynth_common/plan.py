@@ -38,6 +38,7 @@ class Stage(StrEnum):
     MOMENTS = "moments"
     SEGMENT = "segment"
     ADVERSARIAL = "adversarial"
+    METRICS = "metrics"
 
 
 class Critic(StrEnum):
@@ -80,8 +81,15 @@ class AdversarialSettings(Value):
     label_bank: int = Field(default=16, ge=2, le=4096)
 
 
+class MetricsSettings(Value):
+    """One Gaussian release of how well the federated segmenter does on the site's patients."""
+
+    stage: Literal[Stage.METRICS] = Stage.METRICS
+
+
 Settings = Annotated[
-    MomentsSettings | SegmentSettings | AdversarialSettings, Field(discriminator="stage")
+    MomentsSettings | SegmentSettings | AdversarialSettings | MetricsSettings,
+    Field(discriminator="stage"),
 ]
 
 

@@ -26,18 +26,35 @@ Row = NDArray[Any]
 Chosen = Callable[[Row, NDArray[np.int64]], NDArray[np.bool_]]
 
 
+class Runs:
+    """Hashes of runs of one size, for many lookups: a table of their first bits comes first."""
+
+    _SHIFT = np.uint64(64 - 26)
+
+    def __init__(self, hashes: Hashes) -> None:
+        self._hashes = np.unique(hashes)
+        self._known = np.zeros(1 << 26, dtype=np.bool_)
+        self._known[self._hashes >> self._SHIFT] = True
+
+    def hits(self, hashes: Hashes) -> int:
+        """How many of these are known."""
+        near = hashes[self._known[hashes >> self._SHIFT]]
+        places = np.searchsorted(self._hashes, near).clip(max=len(self._hashes) - 1)
+        return int((self._hashes[places] == near).sum())
+
+
 @dataclass(frozen=True, kw_only=True)
 class Secrets:
     """What a site holds and nobody else may.
 
     Attributes:
         texts: names, paths, dates.
-        runs: for each window size in bytes, the hashes of runs of voxels.
+        runs: for each size in bytes, the runs of voxels.
 
     """
 
     texts: Sequence[str]
-    runs: Mapping[int, Hashes]
+    runs: Mapping[int, Runs]
 
     def found_in(self, content: bytes) -> Iterator[str]:
         """Say what of it stands in these bytes."""
@@ -45,8 +62,8 @@ class Secrets:
             for encoding in ("utf-8", "utf-16-le"):
                 if text.encode(encoding) in content:
                     yield f"the text {text!r}"
-        for size, hashes in self.runs.items():
-            hits = int(np.isin(_hashes_of_bytes(content, size), hashes).sum())
+        for size, runs in self.runs.items():
+            hits = runs.hits(_hashes_of_bytes(content, size))
             if hits:
                 yield f"{hits} runs of {RUN} voxels of {size // RUN} bytes"
 
@@ -75,7 +92,7 @@ def secrets_of(
             for kind in ("u1", "<i8", "<f4"):
                 _gather(runs, row.astype(kind), 1, _anatomical)
     return Secrets(
-        texts=texts, runs={size: np.unique(np.concatenate(found)) for size, found in runs.items()}
+        texts=texts, runs={size: Runs(np.concatenate(found)) for size, found in runs.items()}
     )
 
 

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from medsynth_common.errors import BadMessage, Problem
 from medsynth_common.labels import CONTRASTS, TISSUES
+from medsynth_common.learning.dice import SCORES
 from medsynth_common.learning.features import FeatureScale
 from medsynth_common.learning.moments import Prior
 from medsynth_common.networks import Generator, NetworkSettings, build_critic, build_segmenter
 from medsynth_common.plan import (
     AdversarialSettings,
+    MetricsSettings,
     MomentsSettings,
     PlanHeader,
     RoundPlan,
@@ -59,6 +61,8 @@ def expected_mechanisms(header: PlanHeader) -> list[str]:
             return ["segmenter"]
         case AdversarialSettings(paired_weight=paired):
             return ["critic", "paired"] if paired else ["critic"]
+        case MetricsSettings():
+            return ["metrics"]
 
 
 def expected_plan(header: PlanHeader) -> dict[str, Tensor]:
@@ -67,7 +71,7 @@ def expected_plan(header: PlanHeader) -> dict[str, Tensor]:
     match header.stage:
         case Stage.MOMENTS:
             return style | with_prefix("prior", _prior().tensors())
-        case Stage.SEGMENT:
+        case Stage.SEGMENT | Stage.METRICS:
             return dict(_form("segmenter", header.networks))
         case Stage.ADVERSARIAL:
             networks = [_form(part, header.networks) for part in _BUILDERS]
@@ -97,6 +101,8 @@ def _own(stage: Stage) -> Mapping[str, Tensor]:
             return style
         case Stage.ADVERSARIAL:
             return {"style.code": style["style.code"]}
+        case Stage.METRICS:
+            return {"metrics.scores": torch.zeros(SCORES)}
         case _:
             return {}
 
