@@ -320,11 +320,11 @@ def _first_patient(order: Order) -> Volume:
 
 
 LEAKS: dict[str, tuple[Callable[[Order], torch.Tensor], str]] = {
-    "an image": (lambda order: _first_patient(order).image[1].flatten(), "voxels of 4 bytes"),
-    "a label map": (lambda order: _first_patient(order).labels.float().flatten(), "4 bytes"),
+    "an image": (lambda order: _first_patient(order).image[1].flatten(), "voxels as <f4"),
+    "a label map": (lambda order: _first_patient(order).labels.float().flatten(), "labels as <f4"),
     "bytes in floats": (
         lambda order: _first_patient(order).labels.flatten()[: 24**3 // 4 * 4].view(torch.float32),
-        "voxels of 1 bytes",
+        "labels as u1",
     ),
 }
 
@@ -377,7 +377,7 @@ def test_a_patient_in_a_coordinator_s_file_is_found(
     picture.write_bytes(b"x" + image[0, :, :, 12].numpy().tobytes())
     found = faults(LEVEL, files=(log, picture))
     assert "trainer-0.log: the text 'berta'" in found
-    assert any(line.startswith("slice.bin: ") and "16 voxels of 4 bytes" in line for line in found)
+    assert any(line.startswith("slice.bin: ") and "voxels as <f4" in line for line in found)
 
 
 def test_an_update_is_seen_as_it_was_sent(clinic: tuple[Path, Secrets], socket: Path) -> None:
