@@ -8,7 +8,7 @@ was never counted in the head file, and what it was to tell of never left.
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -105,7 +105,8 @@ class AuditLog:
         self.path = path
         self._mutex = threading.Lock()
         self._lines = _Lines(path)
-        self.read()
+        with self._held():
+            pass  # every line is checked, and a head that a crash left behind is mended
 
     def append(self, event: AuditEvent) -> None:
         """Add an event; when this returns, it is on disk."""
@@ -121,9 +122,11 @@ class AuditLog:
             hash_chain.write_head(self.path, lines.last)
 
     def read(self) -> list[AuditEvent]:
-        """Give all events, oldest first."""
-        with self._held() as lines:
-            return list(lines.events)
+        """Give all events, oldest first; they are read anew, since a log grows without end."""
+        events: list[AuditEvent] = []
+        with self._held():
+            _Lines(self.path, events.append).catch_up()
+        return events
 
     @property
     def torn(self) -> bool:
@@ -162,14 +165,16 @@ def verify(path: Path) -> list[Problem]:
 
 
 class _Lines:
-    """The lines of a log, taken in one by one; each is checked before it counts."""
+    """The lines of a log, taken in one by one; each is checked, then handed to `told`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self, path: Path, told: Callable[[AuditEvent], None] = lambda _event: None
+    ) -> None:
         self.path = path
         self.last = START
         self.before_last = START
         self.latest: datetime | None = None
-        self.events: list[AuditEvent] = []
+        self._told = told
         self.used_receipts: set[str] = set()
         self.end = 0  # bytes of whole lines
         self.torn: TornLine | None = None
@@ -199,7 +204,7 @@ class _Lines:
             raise self._bad(number, event.when.isoformat(), f"a time after {self.latest}")
         self.before_last, self.last = self.last, Head(count=number, digest=written.digest)
         self.latest = event.when if self.latest is None else max(event.when, self.latest)
-        self.events.append(event)
+        self._told(event)
         if event.outcome == "released":
             self.used_receipts.update(event.receipts)
 

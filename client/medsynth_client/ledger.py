@@ -197,6 +197,11 @@ class Ledger:
         with self._writing():
             return self._record.holds(receipt.entry, receipt.entry_digest)
 
+    def answered(self, *, project: str, stage: str) -> int:
+        """Give the last round of a run's stage whose release was confirmed; 0: none was."""
+        with self._writing():
+            return self._record.answered(project, str(stage))
+
     def spent(self) -> float:
         """Epsilon at the ledger's delta of the patient charged most; infinite if unprotected."""
         with self._writing():

@@ -132,6 +132,7 @@ class LedgerRecord:
         self.spending = Spending()
         self.reservations: dict[int, tuple[str, Reservation]] = {}
         self.confirmations: dict[int, str] = {}
+        self._answered: dict[tuple[str, str], int] = {}
 
     def take(self, row: Row) -> None:
         """Add one row. Raises BadRecord when it does not follow from those before it."""
@@ -176,6 +177,10 @@ class LedgerRecord:
             )
         ]
 
+    def answered(self, project: str, stage: str) -> int:
+        """Give the last round of a run's stage whose release was confirmed; 0: none was."""
+        return self._answered.get((project, stage), 0)
+
     def _add(self, number: int, body: _Body, digest: str) -> None:
         match body:
             case Opening():
@@ -208,6 +213,9 @@ class LedgerRecord:
         if body.reservation not in self.reservations or body.reservation in self.confirmations:
             raise self._bad(number, f"row {body.reservation}", "a reservation not confirmed before")
         self.confirmations[body.reservation] = body.release_sha256
+        made = self.reservations[body.reservation][1]
+        before = self.answered(made.project, made.stage)
+        self._answered[made.project, made.stage] = max(made.round, before)
 
     def _parsed(self, number: int, kind: str, text: str) -> _Body:
         if kind not in _KINDS:

@@ -44,6 +44,7 @@ class SitePolicy(BaseModel):
         minimum_noise_multiplier: least noise a plan may ask for, over clip.
         maximum_steps: most private steps in one round.
         maximum_rounds: last round of a stage that is answered.
+        maximum_voxels: largest grid a plan may ask patients to be prepared on.
         retention_days: how long prepared patients and training state are kept after their last
             use. Ledger and audit log are kept for ever.
         allow_unprotected: lets mechanisms without noise pass. For simulations only.
@@ -64,6 +65,7 @@ class SitePolicy(BaseModel):
     minimum_noise_multiplier: float = Field(default=0.5, gt=0)
     maximum_steps: int = Field(default=10_000, ge=1)
     maximum_rounds: int = Field(default=1_000, ge=1)
+    maximum_voxels: int = Field(default=256**3, ge=1)
     retention_days: int = Field(default=3_650, ge=1)
     allow_unprotected: bool = False
 
@@ -80,26 +82,43 @@ class SitePolicy(BaseModel):
 
 
 def check_plan(
-    policy: SitePolicy, *, stage: str, round: int, mechanisms: Sequence[Mechanism], patients: int
+    policy: SitePolicy,
+    *,
+    stage: str,
+    round: int,
+    mechanisms: Sequence[Mechanism],
+    patients: int,
+    voxels: int,
 ) -> None:
     """Raise PolicyRefusal unless the site allows this; told are all keys that forbid it.
 
     `mechanisms` is empty when the stage releases nothing that depends on patients.
     """
     problems = plan_problems(
-        policy, stage=stage, round=round, mechanisms=mechanisms, patients=patients
+        policy,
+        stage=stage,
+        round=round,
+        mechanisms=mechanisms,
+        patients=patients,
+        voxels=voxels,
     )
     if problems:
         raise PolicyRefusal("\n".join(map(str, problems)))
 
 
 def plan_problems(
-    policy: SitePolicy, *, stage: str, round: int, mechanisms: Sequence[Mechanism], patients: int
+    policy: SitePolicy,
+    *,
+    stage: str,
+    round: int,
+    mechanisms: Sequence[Mechanism],
+    patients: int,
+    voxels: int,
 ) -> list[Problem]:
     """List what forbids a plan, each named for the policy's key."""
     return [
         *_stage_problems(policy, stage),
-        *_size_problems(policy, round, patients),
+        *_size_problems(policy, round, patients, voxels),
         *chain.from_iterable(_mechanism_problems(policy, one) for one in mechanisms),
     ]
 
@@ -112,13 +131,16 @@ def _stage_problems(policy: SitePolicy, stage: str) -> Iterator[Problem]:
         yield Problem(name="synthetic_may_leave", value="synthetic images", wanted="none to leave")
 
 
-def _size_problems(policy: SitePolicy, round: int, patients: int) -> Iterator[Problem]:
+def _size_problems(policy: SitePolicy, round: int, patients: int, voxels: int) -> Iterator[Problem]:
     if not 0 <= round <= policy.maximum_rounds:
         wanted = f"round 0 to {policy.maximum_rounds}"
         yield Problem(name="maximum_rounds", value=f"round {round}", wanted=wanted)
     if patients < policy.minimum_patients:
         wanted = f"at least {policy.minimum_patients}"
         yield Problem(name="minimum_patients", value=f"{patients} patients", wanted=wanted)
+    if voxels > policy.maximum_voxels:
+        wanted = f"at most {policy.maximum_voxels}"
+        yield Problem(name="maximum_voxels", value=f"a grid of {voxels} voxels", wanted=wanted)
 
 
 def _mechanism_problems(policy: SitePolicy, mechanism: Mechanism) -> Iterator[Problem]:

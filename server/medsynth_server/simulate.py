@@ -208,4 +208,5 @@ def _accounting(config: RunConfig) -> str:
     names += ["segmenter"] if config.segment.enabled else []
     names += ["critic"] if config.adversarial.enabled else []
     names += ["paired"] if config.adversarial.enabled and config.adversarial.paired_weight else []
+    names += ["metrics"] if config.metrics.enabled else []
     return f"delta {config.privacy.delta:g}, unit: patient, Gaussian mechanisms: {', '.join(names)}"

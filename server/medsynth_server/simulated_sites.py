@@ -188,8 +188,11 @@ def _check_names(sites: Iterable[str]) -> None:
 
 
 def _policy(config: RunConfig) -> dict[str, Any]:
+    stages = [Stage.MOMENTS, Stage.SEGMENT, Stage.ADVERSARIAL]
+    if config.metrics.enabled:
+        stages.append(Stage.METRICS)
     policy: dict[str, Any] = {
-        "stages": [Stage.MOMENTS, Stage.SEGMENT, Stage.ADVERSARIAL],
+        "stages": stages,
         "minimum_patients": 1,
         "minimum_noise_multiplier": 0.01,  # what the largest epsilon of a config comes to
     }
