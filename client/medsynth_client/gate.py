@@ -123,7 +123,8 @@ class Gate:
         try:
             self.refuse(error, plan_digest=plan_digest, stage=stage, round=round, project=project)
         except MedsynthError as another:
-            log.error("not in the audit log: %s, for %s", type(error).__name__, another)
+            names = type(error).__name__, type(another).__name__
+            log.error("not in the audit log: %s, for %s", *names)
 
     def refuse(
         self, error: Exception, *, plan_digest: str, stage: str, round: int, project: str

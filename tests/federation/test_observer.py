@@ -49,6 +49,7 @@ from medsynth_common.wire.trainer_rpc import TrainerClient, serve
 from medsynth_server.arm import ArmTraining
 from medsynth_server.engines import local
 from medsynth_server.measure import Measuring
+from medsynth_server.model import Model
 from small_patients import BRATS_OLD, write_patient
 from tiny import GRID, plan
 from tiny_run import write_settings
@@ -190,10 +191,18 @@ def test_an_observer_of_a_whole_run_sees_no_patient(
         write_sites(training)
         bad.write_bytes(good[:-100])
 
+    train = ArmTraining.run
+
+    def then_it_is_mended(training: ArmTraining, public: Model) -> Model:
+        trained = train(training, public)
+        bad.write_bytes(good)  # the release check reads every patient
+        return trained
+
     observers: list[SocketObserver] = []
     monkeypatch.setattr(ObservedClient, "observers", observers, raising=False)
     monkeypatch.setattr(local, "TrainerClient", ObservedClient)
     monkeypatch.setattr(ArmTraining, "write_sites", then_a_file_goes_bad)
+    monkeypatch.setattr(ArmTraining, "run", then_it_is_mended)
     monkeypatch.setattr(Measuring, "run", lambda *_: None)  # it pictures patients, on purpose
     settings, run = write_settings(tmp_path), tmp_path / "run"
     assert command(monkeypatch, "simulate", settings, "--data", data, "--out", run) == 0
@@ -216,8 +225,7 @@ def test_an_observer_of_a_whole_run_sees_no_patient(
     sent = Counter(one if isinstance(one, str) else one.header.site for one in answers)
     assert sent == {"hospital-a": 6, "hospital-b": 6, "BadData": 6}
     prepared = stored_patients(run / "sites")
-    assert len(prepared) == 3
-    bad.write_bytes(good)
+    assert len(prepared) == 4
     assert seen.faults(secrets(data, prepared)) == []
 
 
