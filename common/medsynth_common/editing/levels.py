@@ -1,0 +1,142 @@
+"""A lesion as three nested level sets, so that an edit is arithmetic on distances.
+
+`solid` is core and rim together; `core` lies in it and it lies in `whole`. Growing subtracts from
+the distances, moving shifts them, rotating resamples them: what comes out has smooth borders and
+keeps its order, which scaling or rotating the label values themselves does not.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Final, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
+
+from medsynth_common.labels import REGION_TISSUES, TUMOUR, Region, Tissue
+from medsynth_common.phantom.anatomy import Labels
+from medsynth_common.phantom.fields import Floats
+
+Mask = NDArray[np.bool_]
+Voxel = tuple[int, int, int]
+Block = tuple[slice, slice, slice]
+
+#: The distance to what is not there, voxels; float32 still adds fractions to it.
+FAR: Final = np.float32(1000)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Levels:
+    """A lesion in a cube around its centre, which need not lie inside the grid.
+
+    Attributes:
+        centre: the voxel that the cube is centred on.
+        whole: signed distance, in voxels, to the surface of the whole lesion; negative inside.
+            (edge, edge, edge) with an odd edge.
+        solid: the same for core and enhancing rim.
+        core: the same for the core.
+
+    """
+
+    centre: Voxel
+    whole: Floats
+    solid: Floats
+    core: Floats
+
+    @classmethod
+    def of(cls, labels: Labels, lesion: Mask, *, growth: float = 1.0) -> Self:
+        """Measure the lesion in the mask `lesion` of `labels`, with room to grow that much."""
+        places = np.argwhere(lesion)
+        x, y, z = (int(middle) for middle in np.rint(places.mean(axis=0)))
+        reach = float(np.linalg.norm(places - (x, y, z), axis=1).max())
+        radius = int(np.ceil(reach * max(growth, 1.0))) + 2
+        cut = np.pad(np.where(lesion, labels, 0), radius)[
+            x : x + 2 * radius + 1, y : y + 2 * radius + 1, z : z + 2 * radius + 1
+        ]
+        return cls(
+            centre=(x, y, z),
+            whole=signed_distance(np.isin(cut, TUMOUR)),
+            solid=signed_distance(np.isin(cut, REGION_TISSUES[Region.CORE])),
+            core=signed_distance(cut == Tissue.CORE),
+        )
+
+    @property
+    def radius(self) -> float:
+        """Radius of a ball of the solid part's volume, voxels; the lesion's where none is solid."""
+        return radius_of(self.solid) or radius_of(self.whole)
+
+    def at(self, centre: Voxel) -> "Levels":
+        """The same lesion elsewhere."""
+        return replace(self, centre=centre)
+
+    def mirrored(self, *, plane: int) -> "Levels":
+        """The lesion on the other side: voxel x goes to `plane` - x."""
+        x, y, z = self.centre
+        flipped = {name: np.ascontiguousarray(level[::-1]) for name, level in self._all().items()}
+        return Levels(centre=(plane - x, y, z), **flipped)
+
+    def rotated(self, degrees: tuple[float, float, float]) -> "Levels":
+        """The lesion turned about the x, then the y, then the z axis through its centre."""
+        matrix = Rotation.from_euler("xyz", degrees, degrees=True).as_matrix().T
+        middle = np.full(3, self.whole.shape[0] // 2)
+        turned = {
+            name: ndimage.affine_transform(
+                level, matrix, offset=middle - matrix @ middle, order=1, cval=FAR
+            )
+            for name, level in self._all().items()
+        }
+        return Levels(centre=self.centre, **turned)
+
+    def resized(self, factor: float) -> "Levels":
+        """The lesion with every border moved out (factor above 1) or in.
+
+        Each border moves by as much as the radius of a ball of its volume would change, so that a
+        ball is scaled exactly and a ragged body swells or wastes. A lesion never wastes away
+        altogether, nor does a part of it outlive what it lies in.
+        """
+        core, solid, whole = (
+            level - np.float32(_step(level, factor))
+            for level in (self.core, self.solid, self.whole)
+        )
+        return Levels(
+            centre=self.centre,
+            whole=np.minimum(whole, solid),
+            solid=solid,
+            core=np.maximum(core, solid),
+        )
+
+    def on(self, shape: tuple[int, ...]) -> tuple[Block, "Levels"]:
+        """Cut off what lies beyond a grid of `shape`; also gives the block of the grid it is."""
+        block, part = [], []
+        radius = self.whole.shape[0] // 2
+        for middle, edge in zip(self.centre, shape, strict=True):
+            low, high = max(middle - radius, 0), min(middle + radius + 1, edge)
+            block.append(slice(low, max(high, low)))
+            part.append(slice(low - middle + radius, max(high, low) - middle + radius))
+        held = (part[0], part[1], part[2])
+        cut = {name: level[held] for name, level in self._all().items()}
+        return (block[0], block[1], block[2]), Levels(centre=self.centre, **cut)
+
+    def _all(self) -> dict[str, Floats]:
+        return {"whole": self.whole, "solid": self.solid, "core": self.core}
+
+
+def signed_distance(mask: Mask) -> Floats:
+    """Distance of every voxel's centre to the mask's surface, voxels, negative inside."""
+    if not mask.any():
+        return np.full(mask.shape, FAR)
+    inside = 0.5 - ndimage.distance_transform_edt(mask)
+    outside = ndimage.distance_transform_edt(~mask) - 0.5
+    distance: Floats = np.where(mask, inside, outside).astype(np.float32)
+    return distance
+
+
+def radius_of(level: Floats) -> float:
+    """Radius of a ball as large as the body, voxels."""
+    return float(np.cbrt(0.75 / np.pi * np.count_nonzero(level < 0)))
+
+
+def _step(level: Floats, factor: float) -> float:
+    """How far the border moves, voxels; inwards no further than to leave the deepest voxels."""
+    deepest = -float(level.min())
+    return max((factor - 1) * radius_of(level), -max(deepest - 0.01, 0.0))
