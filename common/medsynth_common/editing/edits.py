@@ -89,7 +89,7 @@ class Moved(_OfLesion):
     push: Push = 0.0
 
     def _edited(self, labels: Labels, mine: Mask, healthy: Labels) -> Labels:
-        return _place(healthy, Levels.of(labels, mine).at(self.to), self.push)
+        return _place(healthy, Levels.of(labels, mine).unbitten(labels).at(self.to), self.push)
 
 
 class Mirrored(_OfLesion):
@@ -98,7 +98,9 @@ class Mirrored(_OfLesion):
     kind: Literal["mirrored"] = "mirrored"
 
     def _edited(self, labels: Labels, mine: Mask, healthy: Labels) -> Labels:
-        return lay(healthy, Levels.of(labels, mine).mirrored(plane=mirror_plane(labels)))
+        return lay(
+            healthy, Levels.of(labels, mine).unbitten(labels).mirrored(plane=mirror_plane(labels))
+        )
 
 
 class Rotated(_OfLesion):
@@ -108,7 +110,7 @@ class Rotated(_OfLesion):
     degrees: tuple[float, float, float]
 
     def _edited(self, labels: Labels, mine: Mask, healthy: Labels) -> Labels:
-        return lay(healthy, Levels.of(labels, mine).rotated(self.degrees))
+        return lay(healthy, Levels.of(labels, mine).unbitten(labels).rotated(self.degrees))
 
 
 class Removed(_OfLesion):
@@ -139,7 +141,7 @@ class Inserted(Value):
 
 
 class VentriclesEnlarged(Value):
-    """Ventricles that reach `by` voxels further into white matter and deep grey matter.
+    """Ventricles that reach `by` voxels further into white matter, half as far into deep grey.
 
     They keep off the cortex and its fluid by a voxel, and never take a tumour's place.
     """
@@ -153,9 +155,10 @@ class VentriclesEnlarged(Value):
         thin = ndimage.binary_dilation(
             np.isin(labels, (Tissue.BACKGROUND, Tissue.CSF, Tissue.GREY)), border_value=1
         )
-        room = np.isin(labels, (Tissue.WHITE, Tissue.DEEP_GREY)) & ~thin
-        wanted = signed_distance(ventricles) < self.by
-        enlarged = ndimage.binary_propagation(ventricles, mask=ventricles | (room & wanted))
+        away = signed_distance(ventricles)
+        room = (labels == Tissue.WHITE) & (away < self.by)
+        room |= (labels == Tissue.DEEP_GREY) & (away < self.by / 2)
+        enlarged = ndimage.binary_propagation(ventricles, mask=ventricles | (room & ~thin))
         if not (enlarged & ~ventricles).any():
             value = "no room around the ventricles" if ventricles.any() else "no ventricle"
             raise BadInput(

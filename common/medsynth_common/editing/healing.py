@@ -2,8 +2,9 @@
 
 The two hemispheres are much alike but not mirror images, and heads lie askew. So the mirror image
 is first shifted to where it agrees best with the tissue around the lesion, and it is used only if
-most of that tissue agrees. Where the other side is ill too, or there is no other side, the nearest
-parenchyma grows in.
+most of that tissue agrees; the folds of the cortex differ between sides and have no say in that.
+Where the other side is ill too, or there is no other side, white matter takes the lesion's place,
+under a cortex as thick as elsewhere.
 """
 
 from itertools import product
@@ -14,14 +15,14 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from medsynth_common.editing.levels import Block, Mask
-from medsynth_common.editing.rules import brain_box
-from medsynth_common.errors import BadInput, Problem
+from medsynth_common.editing.rules import brain_box, voxel_mm
 from medsynth_common.labels import TUMOUR, Tissue
 from medsynth_common.phantom.anatomy import Labels
 
 Places = NDArray[np.int64]
 
-_PARENCHYMA: Final = (Tissue.WHITE, Tissue.GREY, Tissue.DEEP_GREY)
+#: Thickness of the cortex, mm.
+_CORTEX: Final = 3.0
 #: Fluid -> what takes the place of a pool of it that the brain's own fluid does not reach.
 _STRAY_FLUID: Final = {Tissue.VENTRICLE: Tissue.WHITE, Tissue.CSF: Tissue.GREY}
 #: Voxels around the lesion that the mirror image is fitted to, and how many are compared at most.
@@ -30,24 +31,26 @@ _COMPARED: Final = 4000
 #: The mirror image is shifted up to this share of the brain's width to fit.
 _SHIFT: Final = 1 / 24
 #: Less agreement than this around the lesion, and the mirror image says nothing about it.
-_AGREEMENT: Final = 0.5
+_AGREEMENT: Final = 0.6
+#: Tissues as they are compared: cortex and the white matter of its folds are one.
+_COMPARABLE: Final = np.array(
+    [Tissue.WHITE if tissue is Tissue.GREY else tissue for tissue in Tissue], dtype=np.uint8
+)
 
 
 def healed(labels: Labels, lesion: Mask) -> Labels:
-    """Give a new map with healthy tissue in the place of the mask `lesion`; the rest stays.
-
-    Raises:
-        BadInput: there is no parenchyma left to take as an example.
-
-    """
+    """Give a new map with healthy tissue in the place of the mask `lesion`; the rest stays."""
     result = labels.copy()
     block = _around(lesion)
     places = np.argwhere(lesion)
-    result[lesion] = _nearest(labels, lesion, block)
+    result[lesion] = Tissue.WHITE
     mirrored = _mirrored(labels, lesion, places)
     found = ~np.isin(mirrored, (Tissue.BACKGROUND, *TUMOUR))
     result[tuple(places[found].T)] = mirrored[found]
     _drain(result[block], lesion[block])
+    unknown = np.zeros_like(lesion)
+    unknown[tuple(places[~found].T)] = True
+    _lay_cortex(result[block], unknown[block], thickness=_CORTEX / voxel_mm(labels))
     return result
 
 
@@ -63,21 +66,6 @@ def _around(lesion: Mask) -> Block:
     return near[0], near[1], near[2]
 
 
-def _nearest(labels: Labels, lesion: Mask, block: Block) -> Labels:
-    """The tissue of the nearest healthy parenchyma, for every voxel of the lesion, (n,)."""
-    for part in (block, (slice(None),) * 3):  # near the lesion, else anywhere
-        example = np.isin(labels[part], _PARENCHYMA)
-        if example.any():
-            where = ndimage.distance_transform_edt(
-                ~example, return_distances=False, return_indices=True
-            )
-            tissue: Labels = labels[part][tuple(where)][lesion[part]]
-            return tissue
-    raise BadInput(
-        Problem(name="label map", value="no healthy grey or white matter", wanted="some of it")
-    )
-
-
 def _mirrored(labels: Labels, lesion: Mask, places: Places) -> Labels:
     """The tissue on the other side, fitted, for every voxel of the lesion, (n,); 0 for none."""
     shell = _shell(labels, lesion)
@@ -85,10 +73,11 @@ def _mirrored(labels: Labels, lesion: Mask, places: Places) -> Labels:
     steps = range(-reach, reach + 1)
     shifts = sorted(product(steps, steps, steps), key=lambda shift: sum(map(abs, shift)))
     plane = mirror_plane(labels)
-    here = labels[tuple(shell.T)]
+    here = _COMPARABLE[labels[tuple(shell.T)]]
     best, agreement = (0, 0, 0), -1.0
     for shift in shifts:
-        alike = float(np.mean(_across(labels, shell, plane, shift) == here)) if len(here) else 0.0
+        there = _COMPARABLE[_across(labels, shell, plane, shift)]
+        alike = float(np.mean(there == here)) if len(here) else 0.0
         if alike > agreement:
             best, agreement = shift, alike
     if agreement < _AGREEMENT:
@@ -118,3 +107,11 @@ def _drain(labels: Labels, lesion: Mask) -> None:
         here = labels == fluid
         reached = ndimage.binary_propagation(here & ~lesion, mask=here)
         labels[here & ~reached] = tissue
+
+
+def _lay_cortex(labels: Labels, unknown: Mask, *, thickness: float) -> None:
+    """Turn the unknown tissue next to the fluid around the brain into cortex, in place."""
+    outside = np.isin(labels, (Tissue.CSF, Tissue.BACKGROUND))
+    if outside.any():
+        near = ndimage.distance_transform_edt(~outside) <= max(thickness, 1.0)
+        labels[unknown & near] = Tissue.GREY

@@ -23,6 +23,9 @@ Block = tuple[slice, slice, slice]
 
 #: The distance to what is not there, voxels; float32 still adds fractions to it.
 FAR: Final = np.float32(1000)
+#: What a lesion never grew into, and the reach of the closing that mends it, in lesion radii.
+_NO_TISSUE: Final = (Tissue.BACKGROUND, Tissue.CSF, Tissue.VENTRICLE)
+_CLOSING: Final = 0.8
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -87,6 +90,31 @@ class Levels:
         }
         return Levels(centre=self.centre, **turned)
 
+    def unbitten(self, labels: Labels) -> "Levels":
+        """The lesion as it would be had fluid, or the brain's surface, not bitten into it here.
+
+        Elsewhere the bite would be a hole. It is closed where there is no parenchyma in `labels`,
+        and the rim that lined it becomes core.
+        """
+        radius = self.whole.shape[0] // 2
+        cut = np.pad(labels, radius)[
+            tuple(slice(middle, middle + 2 * radius + 1) for middle in self.centre)
+        ]
+        bite = np.isin(cut, _NO_TISSUE)
+        size = _CLOSING * self.radius
+        solid = (self.solid < 0) | (bite & _closed(self.solid, size))
+        inner = signed_distance(solid)
+        rim = self.radius - radius_of(self.core)
+        lining = signed_distance(bite) < rim
+        core = (self.core < 0) | (lining & _closed(self.core, size) & (inner < -rim))
+        whole = (self.whole < 0) | (bite & _closed(self.whole, size))
+        return Levels(
+            centre=self.centre,
+            whole=signed_distance(whole | solid),
+            solid=inner,
+            core=signed_distance(core & solid),
+        )
+
     def resized(self, factor: float) -> "Levels":
         """The lesion with every border moved out (factor above 1) or in.
 
@@ -129,6 +157,14 @@ def signed_distance(mask: Mask) -> Floats:
     outside = ndimage.distance_transform_edt(~mask) - 0.5
     distance: Floats = np.where(mask, inside, outside).astype(np.float32)
     return distance
+
+
+def _closed(level: Floats, size: float) -> Mask:
+    """Close the gaps in a body that are narrower than about twice `size` voxels."""
+    margin = int(np.ceil(size)) + 2  # beyond the block there is nothing, and that must be seen
+    body = np.pad(level < 0, margin)
+    closed: Mask = signed_distance(signed_distance(body) < size) < -size
+    return closed[(slice(margin, -margin),) * 3]
 
 
 def radius_of(level: Floats) -> float:

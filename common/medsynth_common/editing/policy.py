@@ -66,6 +66,8 @@ _CHANCES_HEALTHY: Final = {EditKind.INSERTED: 0.85, EditKind.VENTRICLES: 0.15}
 #: A new tumour's centre lies this far (mm) below the brain's surface, off the ventricles and off
 #: the middle, as gliomas of the hemispheres do.
 _DEPTH, _OFF_VENTRICLES, _OFF_MIDDLE = 9.0, 9.0, 17.0
+#: Growth aims no further than this radius of the solid part, mm: phantoms' largest are as large.
+_LARGEST: Final = 32.0
 
 
 def draw_edits(rng: np.random.Generator, labels: Labels, kind: EditKind) -> Drawn:
@@ -112,12 +114,19 @@ def _drawn(rng: np.random.Generator, labels: Labels, kind: EditKind) -> Drawn:
     raise reason
 
 
-def _resized(low: float, high: float) -> Draw:
-    def draw(rng: np.random.Generator, labels: Labels) -> Drawn:
-        factor = float(np.exp(rng.uniform(np.log(low), np.log(high))))
-        return (Resized(lesion=_any_lesion(rng, labels), factor=round(factor, 3)),)
+def _larger(rng: np.random.Generator, labels: Labels) -> Drawn:
+    which = _any_lesion(rng, labels)
+    radius = Levels.of(labels, lesions(labels)[which]).radius * voxel_mm(labels)
+    high = min(max(_LARGEST / radius, 1.2), 1.7)
+    return (Resized(lesion=which, factor=_factor(rng, 1.15, high)),)
 
-    return draw
+
+def _smaller(rng: np.random.Generator, labels: Labels) -> Drawn:
+    return (Resized(lesion=_any_lesion(rng, labels), factor=_factor(rng, 0.45, 0.87)),)
+
+
+def _factor(rng: np.random.Generator, low: float, high: float) -> float:
+    return round(float(np.exp(rng.uniform(np.log(low), np.log(high)))), 3)
 
 
 def _moved(rng: np.random.Generator, labels: Labels) -> Drawn:
@@ -157,13 +166,13 @@ def _several(rng: np.random.Generator, labels: Labels) -> Drawn:
 
 
 def _ventricles(rng: np.random.Generator, labels: Labels) -> Drawn:
-    millimetres = rng.uniform(2.0, 6.0)
+    millimetres = rng.uniform(1.0, 3.5)
     return (VentriclesEnlarged(by=round(max(millimetres / voxel_mm(labels), 0.6), 2)),)
 
 
 _DRAWS: Final[Mapping[EditKind, Draw]] = {
-    EditKind.LARGER: _resized(1.15, 1.7),
-    EditKind.SMALLER: _resized(0.45, 0.87),
+    EditKind.LARGER: _larger,
+    EditKind.SMALLER: _smaller,
     EditKind.MOVED: _moved,
     EditKind.MIRRORED: _mirrored,
     EditKind.ROTATED: _rotated,

@@ -1,15 +1,16 @@
 """The rules by which a lesion and a brain are put together, whatever the edit.
 
     1. The brain keeps its outline: background stays background, and nothing else becomes it.
-    2. Solid tumour replaces parenchyma and the sulcal fluid that it squeezes away, but not the
-       skin of fluid around the brain, no ventricle, and no other tumour. A ventricle in its way
-       is pushed aside (`push`) as far as the mass presses, and holds where it does not.
+    2. Solid tumour replaces parenchyma and the fluid that it squeezes away, but not the skin of
+       fluid around the brain, and no other tumour. A ventricle in its way is first pushed aside
+       as far as the mass presses (`push`), and what is still in its way is filled.
     3. Oedema is reached from the solid part through tissue: all the way in white matter, less far
        in deep grey, least in cortex, never through fluid.
     4. Core touches only tumour: where it would touch anything else, it is rim.
-    5. A lesion keeps at least half of its solid part where it is put, or there is no room for it.
+    5. A lesion keeps most of its solid part where it is put, or there is no room for it.
 
-They are the rules that procedural tumours are carved by (`phantom.tumour`).
+Phantoms are carved by the same rules (`phantom.tumour`), but for ventricles: theirs hold, since
+they were pushed aside when the head was drawn.
 """
 
 from typing import Final
@@ -26,8 +27,8 @@ from medsynth_common.phantom.tumour import INVADED, OEDEMA_REACH, SKIN, largest
 
 #: Length of an adult brain, mm: label maps come without a scale, brains with much the same one.
 _BRAIN_MM: Final = 170.0
-_ROOM: Final = 0.5
-_OPEN: Final = tuple(tissue for tissue in INVADED if tissue not in TUMOUR)
+_ROOM: Final = 0.6
+_OPEN: Final = (Tissue.VENTRICLE, *(tissue for tissue in INVADED if tissue not in TUMOUR))
 _EASE: Final = np.array([OEDEMA_REACH.get(tissue, 0.0) for tissue in Tissue], dtype=np.float32)
 
 
@@ -109,7 +110,7 @@ def no_room(centre: Voxel) -> BadInput:
         Problem(
             name="edit",
             value=f"no room for the lesion at voxel {centre}",
-            wanted="a place in the brain that can hold half of it",
+            wanted="a place in the brain that can hold most of it",
             mend="choose another place, or a smaller lesion",
         )
     )
