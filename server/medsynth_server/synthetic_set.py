@@ -10,16 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from medsynth_common import __version__
 from medsynth_common.durable import write_json
-from medsynth_common.labels import BRATS_VALUE_OF, CONTRASTS, TISSUES, Tissue
+from medsynth_common.labels import BRATS_VALUE_OF, CONTRASTS, TISSUES
 from medsynth_common.learning.volumes import Volume
-from medsynth_common.volumes import write_volume
+from medsynth_common.set_layout import Layout, files_of, write_file
 from medsynth_server.model import Model
 from medsynth_server.synthesis import Painter
 
-_HEADER = f"SYNTHETIC medsynth {__version__}"
 #: Length of an adult head's longest axis, mm: gives phantoms a voxel size.
 _BRAIN_MM = 180.0
 
@@ -40,12 +40,13 @@ def write_synthetic_set(
     entries = []
     for index, (site, volume) in enumerate(painter.volumes(seed=seed, count=count)):
         name = f"synthetic-{index:0{digits}d}"
-        _write_patient(folder / name, name, volume, grid)
+        _write_patient(folder, name, volume, grid)
         entries.append({"name": name, "style": site})
     write_json(
         folder / "dataset.json",
         {
             "description": "Synthetic brain MRI. No volume is a patient's.",
+            "source": "synthetic",
             "generator": f"medsynth {__version__}",
             "modality": {str(i): str(contrast) for i, contrast in enumerate(CONTRASTS)},
             "labels": {"0": "background"}
@@ -58,17 +59,11 @@ def write_synthetic_set(
 
 
 def _write_patient(folder: Path, name: str, volume: Volume, grid: tuple[int, ...]) -> None:
-    affine = np.diag([*(_BRAIN_MM / max(grid),) * 3, 1.0])
-    files = {
-        f"{name}-{suffix}.nii.gz": volume.image[channel].numpy()
-        for channel, suffix in enumerate(("t1n", "t1c", "t2w", "t2f"))
-    }
-    labels = volume.labels.numpy()
-    tumour = np.zeros_like(labels)
-    for tissue, value in BRATS_VALUE_OF.items():
-        tumour[labels == tissue] = value
-    files[f"{name}-seg.nii.gz"] = tumour
-    files[f"{name}-anatomy.nii.gz"] = np.where(labels >= Tissue.CORE, 0, labels).astype(np.uint8)
-    for file, data in files.items():
-        if not (folder / file).exists():
-            write_volume(folder / file, data, affine, description=_HEADER)
+    affine = phantom_affine(grid)
+    for path, voxels in files_of(Layout.BRATS, name, volume).items():
+        write_file(folder, path, voxels, affine)
+
+
+def phantom_affine(grid: tuple[int, ...]) -> NDArray[np.float64]:
+    """Give label maps that were drawn a scale: voxel indices to millimetres, (4, 4)."""
+    return np.diag([*(_BRAIN_MM / max(grid),) * 3, 1.0])

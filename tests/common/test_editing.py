@@ -71,7 +71,7 @@ def check_rules(before: Labels, after: Labels, what: object) -> None:
 
 def try_kind(number: int, kind: EditKind) -> int:
     """Edit a head; returns how many edits were made and held."""
-    before = head(number)
+    before = head(number, tumours=0) if kind is EditKind.INSERTED else head(number)
     copy = before.copy()
     try:
         edits = draw_edits(np.random.default_rng([7, number]), before, kind)

@@ -1,13 +1,13 @@
 """Which edits are sensible: kinds to choose from, and their parameters drawn for a given map."""
 
 from collections.abc import Callable, Mapping
-from enum import StrEnum
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from medsynth_common.edit_kind import EditKind
 from medsynth_common.editing.edits import (
     Edit,
     Inserted,
@@ -28,22 +28,6 @@ from medsynth_common.editing.rules import voxel_mm
 from medsynth_common.errors import BadInput, Problem
 from medsynth_common.labels import Tissue
 from medsynth_common.phantom.anatomy import Labels
-
-
-class EditKind(StrEnum):
-    """What a person may ask for; each is drawn anew for every map."""
-
-    LARGER = "larger"
-    SMALLER = "smaller"
-    MOVED = "moved"
-    MIRRORED = "mirrored"
-    ROTATED = "rotated"
-    REMOVED = "removed"
-    INSERTED = "inserted"
-    VENTRICLES = "ventricles"
-    SEVERAL = "several"
-    RANDOM = "random"
-
 
 Drawn = tuple[Edit, ...]
 Draw = Callable[[np.random.Generator, Labels], Drawn]
@@ -100,8 +84,11 @@ def draw_edits(rng: np.random.Generator, labels: Labels, kind: EditKind) -> Draw
 
 def _drawn(rng: np.random.Generator, labels: Labels, kind: EditKind) -> Drawn:
     """Draw until the edits can be made; the last reason why not is told."""
-    if kind not in (EditKind.INSERTED, EditKind.VENTRICLES) and not lesion_mask(labels).any():
-        raise _impossible(kind, "a map without tumour")
+    ill = bool(lesion_mask(labels).any())
+    if kind is EditKind.INSERTED and ill:
+        raise _impossible(kind, "a map with tumour", mend=f"ask for {EditKind.SEVERAL}")
+    if kind not in (EditKind.INSERTED, EditKind.VENTRICLES) and not ill:
+        raise _impossible(kind, "a map without tumour", mend="insert one first")
     reason = BadInput("")
     for _ in range(_TRIES):
         try:
@@ -230,12 +217,6 @@ def _away(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
     return distance
 
 
-def _impossible(kind: EditKind, value: str) -> BadInput:
-    return BadInput(
-        Problem(
-            name=f"edit {kind}",
-            value=value,
-            wanted="a map that can be edited like that",
-            mend="insert a lesion first, or choose other maps",
-        )
-    )
+def _impossible(kind: EditKind, value: str, *, mend: str = "") -> BadInput:
+    wanted = "a map that can be edited like that"
+    return BadInput(Problem(name=f"edit {kind}", value=value, wanted=wanted, mend=mend))
