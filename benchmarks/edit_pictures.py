@@ -1,6 +1,6 @@
 """Draw the picture of docs/synthesize.md: every kind of edit, before and after, labels and images.
 
-python benchmarks/edit_pictures.py docs/pictures
+python -m benchmarks.edit_pictures docs/pictures
 """
 
 import sys

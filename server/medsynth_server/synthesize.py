@@ -47,7 +47,7 @@ from medsynth_server.synthesis import Painter
 MIX: Final = "mix"
 PHANTOM: Final = "phantom"
 
-#: Volumes painted at once. On a CPU more were measured to be no faster.
+#: Volumes painted at once, by device: on a CPU one; more were measured to be no faster there.
 _BATCH: Final = {"cuda": 4}
 #: Threads that compress and write: zlib lets others run meanwhile.
 _WRITERS: Final = 4
