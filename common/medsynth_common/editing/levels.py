@@ -118,9 +118,9 @@ class Levels:
     def resized(self, factor: float) -> "Levels":
         """The lesion with every border moved out (factor above 1) or in.
 
-        Each border moves by as much as the radius of a ball of its volume would change, so that a
-        ball is scaled exactly and a ragged body swells or wastes. A lesion never wastes away
-        altogether, nor does a part of it outlive what it lies in.
+        Each of the three bodies grows or wastes evenly over its surface, until its volume has
+        changed by the cube of the factor; a ball is scaled, a ragged body swells. None wastes
+        away altogether, nor does a part of a lesion outlive what it lies in.
         """
         core, solid, whole = (
             level - np.float32(_step(level, factor))
@@ -173,6 +173,12 @@ def radius_of(level: Floats) -> float:
 
 
 def _step(level: Floats, factor: float) -> float:
-    """How far the border moves, voxels; inwards no further than to leave the deepest voxels."""
-    deepest = -float(level.min())
-    return max((factor - 1) * radius_of(level), -max(deepest - 0.01, 0.0))
+    """How far the border moves for the volume to change by the cube of `factor`, voxels."""
+    size = np.count_nonzero(level < 0)
+    if size == 0:
+        return 0.0
+    order = min(max(round(size * factor**3), 1), level.size - 1)
+    border = float(np.partition(level, order, axis=None)[order])
+    if factor > 1:
+        return border + 0.01  # with all that are as far, so that it always grows
+    return max(border, float(level.min()) + 0.01)  # without them, but never without the deepest

@@ -124,7 +124,8 @@ def _solid(healthy: Labels, block: Block, level: Floats, own: Mask, *, anew: boo
         return largest(solid)
     # Grown from where it was: not through a fissure into the next gyrus.
     reached: Mask = ndimage.binary_propagation(solid & own, mask=solid)
-    return reached
+    # One that wastes does not leave crumbs.
+    return reached if (reached & ~own).any() else largest(reached)
 
 
 def _oedema(tissue: Labels, cut: Levels, solid: Mask, own: Mask) -> Mask:
