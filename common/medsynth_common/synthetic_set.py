@@ -8,37 +8,26 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from medsynth_common import __version__
 from medsynth_common.durable import write_json
 from medsynth_common.errors import BadData, Problem
-from medsynth_common.labels import BRATS_VALUE_OF, BRATS_VALUES, Tissue
+from medsynth_common.labels import BRATS_VALUES, Tissue
 from medsynth_common.learning.volumes import Volume
-from medsynth_common.volumes import read_volume, write_volume
+from medsynth_common.set_layout import Layout, files_of, phantom_affine, write_file
+from medsynth_common.volumes import read_volume
 
 DATASET_FILE: Final = "dataset.json"
-_HEADER: Final = f"SYNTHETIC medsynth {__version__}"
 _CONTRASTS: Final = ("t1n", "t1c", "t2w", "t2f")
 _TUMOUR, _ANATOMY = "seg", "anatomy"
-#: Length of an adult head's longest axis, mm: gives phantoms a voxel size.
-_BRAIN_MM: Final = 180.0
 
 
 def write_synthetic(folder: Path, name: str, volume: Volume) -> None:
-    """Write one volume into `folder`: four contrasts, the tumour map and the anatomy map.
+    """Write one volume into the set's `folder`: four contrasts, the tumour and the anatomy map.
 
     Each file is written whole or not at all, and one that is there is not written again.
     """
-    affine = np.diag([*(_BRAIN_MM / max(volume.labels.shape),) * 3, 1.0])
-    files = {_file(name, suffix): volume.image[c].numpy() for c, suffix in enumerate(_CONTRASTS)}
-    labels = volume.labels.numpy()
-    tumour = np.zeros_like(labels)
-    for tissue, value in BRATS_VALUE_OF.items():
-        tumour[labels == tissue] = value
-    files[_file(name, _TUMOUR)] = tumour
-    files[_file(name, _ANATOMY)] = np.where(labels >= Tissue.CORE, 0, labels).astype(np.uint8)
-    for file, data in files.items():
-        if not (folder / file).exists():
-            write_volume(folder / file, data, affine, description=_HEADER)
+    affine = phantom_affine(tuple(volume.labels.shape))
+    for path, voxels in files_of(Layout.BRATS, name, volume).items():
+        write_file(folder, path, voxels, affine)
 
 
 def read_synthetic_set(folder: Path) -> dict[str, Volume]:

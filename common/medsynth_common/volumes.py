@@ -81,7 +81,7 @@ def write_volume(
 
     Args:
         path: ends in `.nii` or `.nii.gz`; its folder is made when missing.
-        data: voxels (x, y, z), float32 or uint8, kept as such.
+        data: voxels (x, y, z) or (x, y, z, channel), float32 or uint8, kept as such.
         affine: voxel indices to millimetres, (4, 4).
         description: free text for the header, at most 79 bytes, such as `SYNTHETIC medsynth`.
 
@@ -94,8 +94,8 @@ def write_volume(
     text = description.encode()
     if len(text) > _DESCRIPTION_BYTES:
         raise ValueError(f"description must fit {_DESCRIPTION_BYTES} bytes, got {len(text)}")
-    if data.dtype not in _WRITTEN_DTYPES or data.ndim != 3:
-        raise ValueError(f"data must be 3D float32 or uint8, got {data.ndim}D {data.dtype}")
+    if data.dtype not in _WRITTEN_DTYPES or data.ndim not in (3, 4):
+        raise ValueError(f"data must be 3D or 4D float32 or uint8, got {data.ndim}D {data.dtype}")
     if not path.name.endswith((".nii", ".nii.gz")):
         raise ValueError(f"path must end in .nii or .nii.gz, got {path.name}")
     image = nibabel.Nifti1Image(data, affine)

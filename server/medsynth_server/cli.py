@@ -7,6 +7,7 @@ import typer
 
 from medsynth_common import __version__
 from medsynth_common.command_line import run
+from medsynth_common.edit_kind import EditKind
 
 app = typer.Typer(
     name="medsynth-server",
@@ -100,6 +101,51 @@ def simulate(
     settings = load_config(config, given)
     finished = run_simulation(settings, out, data=data, release_anyway=release_anyway)
     typer.echo(summarise(finished.folder, finished.report, as_json=format == "json"))
+
+
+@app.command()
+def synthesize(
+    run_folder: Annotated[Path, typer.Argument(help="A finished run's folder.")],
+    out: Annotated[Path, typer.Option(help="The set's folder; new, or one to go on with.")],
+    count: Annotated[int, typer.Option(min=1, max=10_000_000, help="Volumes.")],
+    edit: Annotated[
+        list[EditKind] | None,
+        typer.Option(help="Edit the label maps; several take turns. Default: as they are."),
+    ] = None,
+    style: Annotated[str, typer.Option(help="A training site's scanner, or mix: in turn.")] = "mix",
+    labels: Annotated[
+        str,
+        typer.Option(help="phantom, or a folder of maps that its LABELS.toml says are public."),
+    ] = "phantom",
+    layout: Annotated[
+        Literal["brats", "bids", "msd"], typer.Option(help="Names and label values.")
+    ] = "brats",
+    licence: Annotated[str, typer.Option(help="Of the set, for its data card.")] = "not stated",
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=2**62 - 1, help="The same seed, the same bytes.")
+    ] = None,
+    format: Annotated[Literal["text", "json"], typer.Option(help="text or json.")] = "text",
+) -> None:
+    """Make a labelled synthetic data set of any size from a finished run.
+
+    Stopped at any moment, the same command goes on from the last finished volume.
+
+    Example: medsynth-server synthesize runs/first --out sets/a --count 500 --edit larger
+    """
+    from medsynth_common.set_layout import Layout
+    from medsynth_server.synthesize import Wish
+    from medsynth_server.synthesize import synthesize as make_set
+
+    wish = Wish(
+        count=count,
+        edits=tuple(edit or ()),
+        style=style,
+        labels=None if labels == "phantom" else Path(labels),
+        layout=Layout(layout),
+        licence=licence,
+        seed=seed,
+    )
+    typer.echo(make_set(run_folder, out, wish).told(as_json=format == "json"))
 
 
 @app.command()

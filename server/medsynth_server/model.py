@@ -77,4 +77,6 @@ class Model:
     def style(self, site: str) -> Style:
         """A site's style, or the public average where the site has released none."""
         tensors = under(f"style.{site}", self.tensors)
+        if tensors.keys() == Style.neutral().tensors().keys():
+            return Style.from_tensors(tensors)
         return Style.from_tensors({**self.prior.style().tensors(), **tensors})

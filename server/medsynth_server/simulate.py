@@ -21,7 +21,7 @@ import torch
 
 from medsynth_common.durable import write_bytes
 from medsynth_common.release_check.decision import checked_reason
-from medsynth_common.tensors import pack
+from medsynth_common.tensors import pack, with_prefix
 from medsynth_server.arm import ArmTraining, choose_device
 from medsynth_server.budget import check_budget
 from medsynth_server.checkpoint import Checkpoint
@@ -178,7 +178,13 @@ class _Simulation:
         self.progress.note("making the synthetic set")
         for part in ("generator", "segmenter"):
             write_bytes(self.folder.weights / f"{part}.safetensors", pack(model.part(part)))
-        styles = {name: t for name, t in model.tensors.items() if name.startswith("style.")}
+        styles = {
+            name: tensor
+            for site in self.sites
+            for name, tensor in with_prefix(
+                f"style.{site.name}", model.style(site.name).tensors()
+            ).items()
+        }
         write_bytes(self.folder.weights / "styles.safetensors", pack(styles))
         write_synthetic_set(
             model,

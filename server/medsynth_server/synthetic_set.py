@@ -34,12 +34,13 @@ def write_synthetic_set(
     entries = []
     for index, (site, volume) in enumerate(painter.volumes(seed=seed, count=count)):
         name = f"synthetic-{index:0{digits}d}"
-        write_synthetic(folder / name, name, volume)
+        write_synthetic(folder, name, volume)
         entries.append({"name": name, "style": site})
     write_json(
         folder / DATASET_FILE,
         {
             "description": "Synthetic brain MRI, made by a model and public label maps.",
+            "source": "synthetic",
             "generator": f"medsynth {__version__}",
             "modality": {str(i): str(contrast) for i, contrast in enumerate(CONTRASTS)},
             "labels": {"0": "background"}

@@ -32,7 +32,7 @@ def phantom(seed: int) -> Volume:
 def write_set(folder: Path, volumes: list[Volume]) -> Path:
     names = [f"synthetic-{index:03d}" for index in range(len(volumes))]
     for name, volume in zip(names, volumes, strict=True):
-        write_synthetic(folder / name, name, volume)
+        write_synthetic(folder, name, volume)
     table = {"training": [{"name": name} for name in names]}
     (folder / "dataset.json").write_text(json.dumps(table))
     return folder

@@ -18,7 +18,7 @@ NAMES = ("synthetic-000", "synthetic-001")
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     for seed, name in enumerate(NAMES):
-        write_synthetic(tmp_path / name, name, tiny_volume(seed))
+        write_synthetic(tmp_path, name, tiny_volume(seed))
     table = {"training": [{"name": name} for name in NAMES]}
     (tmp_path / "dataset.json").write_text(json.dumps(table))
     return tmp_path

@@ -58,7 +58,7 @@ def made(
             volumes[1] = Volume(image=image, labels=volumes[1].labels)
         names = [f"synthetic-{index:03d}" for index in range(len(volumes))]
         for name, volume in zip(names, volumes, strict=True):
-            write_synthetic(folder.unchecked / name, name, volume)
+            write_synthetic(folder.unchecked, name, volume)
         table = {"training": [{"name": name, "style": "site-1"} for name in names]}
         (folder.unchecked / "dataset.json").write_text(json.dumps(table))
         return folder
