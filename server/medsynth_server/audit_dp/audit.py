@@ -1,7 +1,6 @@
 """The experiment: many small trainings, half with a canary, and what they say of the claim."""
 
 import itertools
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Annotated, Final
@@ -93,7 +92,7 @@ class Finding(Value):
     Attributes:
         target: what was trained.
         claim: the accountant's upper bound, with its delta, unit and mechanism.
-        gaussian: lower bound on epsilon if scores are normal; None when nothing bounds epsilon.
+        gaussian: lower bound on epsilon if scores are normal.
         clopper_pearson: lower bound on epsilon without assumption.
         clopper_pearson_ceiling: the most that it could have been with so many runs.
         violated: whether a lower bound passes the claim.
@@ -102,7 +101,7 @@ class Finding(Value):
 
     target: Target
     claim: Guarantee
-    gaussian: Bound | None
+    gaussian: Bound
     clopper_pearson: Bound
     clopper_pearson_ceiling: Bound
     violated: bool
@@ -151,7 +150,7 @@ def _find(target: Target, settings: AuditSettings, progress: Progress) -> Findin
     return Finding(
         target=target,
         claim=claim,
-        gaussian=gaussian if math.isfinite(gaussian) else None,
+        gaussian=gaussian,
         clopper_pearson=exact,
         clopper_pearson_ceiling=clopper_pearson_ceiling(
             len(scores.present), len(scores.absent), **asked

@@ -19,8 +19,8 @@ from scipy.stats import beta, nct
 
 Floats = NDArray[np.float64]
 
-#: Lower bounds beyond this are told as infinite: no claim is as large.
-_MOST: Final = 1e6
+#: Scores farther apart than this, in SDs, count as this far: an epsilon of 5000 refutes any claim.
+_FARTHEST: Final = 100.0
 #: Keeps the logarithm finite where a threshold certifies nothing.
 _TINY: Final = 1e-300
 
@@ -58,11 +58,10 @@ def gaussian_bound(scores: Scores, *, delta: float, confidence: float) -> float:
     deviation = float(max(scores.present.std(ddof=1), scores.absent.std(ddof=1)))
     if gap <= 0:
         return 0.0
-    if gap > _MOST * deviation:
-        return math.inf
+    distance = gap / deviation if gap < _FARTHEST * deviation else _FARTHEST
     many, few = len(scores.present), len(scores.absent)
     root = math.sqrt(many * few / (many + few))
-    shift = _least_noncentrality(gap / deviation * root, many + few - 2, 1 - confidence)
+    shift = _least_noncentrality(distance * root, many + few - 2, 1 - confidence)
     return _epsilon_of_distance(shift / root, delta)
 
 
@@ -86,7 +85,7 @@ def _epsilon_of_distance(mu: float, delta: float) -> float:
     if mu <= 0 or excess(0.0) <= 0:
         return 0.0
     highest = mu**2 / 2 + mu * math.sqrt(2 * math.log(1 / delta))
-    return math.inf if highest > _MOST else float(brentq(excess, 0.0, highest))
+    return float(brentq(excess, 0.0, highest))
 
 
 def clopper_pearson_bound(scores: Scores, *, delta: float, confidence: float) -> float:

@@ -69,15 +69,11 @@ def _table(audit: Audit) -> Table:
         table.add_row(
             finding.target,
             f"at most {epsilon_words(finding.claim.epsilon)}",
-            _at_least(finding.gaussian),
-            _at_least(finding.clopper_pearson),
+            f"at least {_floor(finding.gaussian)}",
+            f"at least {_floor(finding.clopper_pearson)}",
             _floor(finding.clopper_pearson_ceiling),
         )
     return table
-
-
-def _at_least(bound: float | None) -> str:
-    return "without bound" if bound is None else f"at least {_floor(bound)}"
 
 
 def _floor(bound: float) -> str:
