@@ -6,6 +6,7 @@ from one release. Both ways to release are held to them: a mean of vectors and a
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pytest
@@ -70,7 +71,11 @@ class Gradients:
             expected_patients=self.expected,
             randomness=randomness,
         )
-        optimizer.step([lambda crops=crops: (crops @ weight).mean() for crops in patients])
+
+        def loss(crops: Tensor) -> Tensor:
+            return (crops @ weight).mean()
+
+        optimizer.step([partial(loss, crops) for crops in patients])
         return -weight.detach()
 
 
