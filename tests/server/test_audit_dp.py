@@ -154,6 +154,7 @@ def takes_everyone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def counts_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """An accountant that starts anew with every step."""
+
     def faulty(history: dict[tuple[float, float], int], *rest: float) -> float:
         return composed_epsilon(dict.fromkeys(history, 1), *rest)
 
@@ -166,7 +167,6 @@ Fault = Callable[[pytest.MonkeyPatch], None]
 FAULTS: Sequence[tuple[Fault, Target, int]] = (
     (clips_each_crop, Target.CRITIC, SLOWER),  # 7.2
     (clips_nothing, Target.MOMENTS, QUICK),  # 45
-    (divides_the_noise, Target.CRITIC, SLOWER),  # 7.2
     (divides_the_noise, Target.MOMENTS, QUICK),  # 16
     (forgets_the_noise, Target.MOMENTS, QUICK),  # 4800
     (takes_everyone, Target.CRITIC, SLOWER),  # 4.5

@@ -64,7 +64,7 @@ def _table(audit: Audit) -> Table:
     table.add_column("claimed", justify="right")
     table.add_column("Gaussian fit", justify="right")
     table.add_column("Clopper-Pearson", justify="right")
-    table.add_column("(it could have shown)", justify="right")
+    table.add_column("Clopper-Pearson at best", justify="right")
     for finding in audit.findings:
         table.add_row(
             finding.target,
