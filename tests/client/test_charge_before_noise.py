@@ -15,8 +15,8 @@ from torch import Tensor
 from medsynth_client.keeping import Kept
 from medsynth_client.ledger import Receipt
 from medsynth_client.order import Outcome
-from medsynth_client.privacy_command import open_ledger
 from medsynth_client.site import Site
+from medsynth_client.site_record import read_site
 from medsynth_common.plan import RoundPlan, Stage
 from medsynth_common.privacy.mechanism import Gaussian
 from medsynth_common.privacy.randomness import Randomness
@@ -42,7 +42,7 @@ class Witness:
     def look(self) -> None:
         self.looked += 1
         charged: Counter[str] = Counter()
-        for line in open_ledger(self.folder).statement():
+        for line in read_site(self.folder).ledger.spending.statement():
             charged[line.name] += line.steps
         self.missing += sorted((self.owed - charged).elements())
 
