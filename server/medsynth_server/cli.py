@@ -161,6 +161,50 @@ def report(
     typer.echo(build_report(run_folder))
 
 
+@app.command(name="audit-dp")
+def audit_dp(
+    what: Annotated[
+        Literal["all", "segmenter", "critic", "moments"],
+        typer.Option(help="Whose private steps to audit."),
+    ] = "all",
+    runs: Annotated[int, typer.Option(help="Small trainings of each; more show more.")] = 300,
+    epsilon: Annotated[float, typer.Option(help="The claim to be tested.")] = 3.0,
+    delta: Annotated[float, typer.Option(help="The claim's delta.")] = 1e-3,
+    confidence: Annotated[
+        float, typer.Option(help="With which all lower bounds hold together.")
+    ] = 0.95,
+    seed: Annotated[
+        int | None, typer.Option(help="Makes the audit repeatable; default: real noise.")
+    ] = None,
+    format: Annotated[Literal["text", "json"], typer.Option(help="text or json.")] = "text",
+) -> None:
+    """Attack small trainings made of the private steps, and compare with the claimed epsilon.
+
+    Trains many times with and without one more patient, the canary, and tells from every
+    released step which it was. Ends with 1 when a lower bound on epsilon passes the claim.
+
+    Example: medsynth-server audit-dp --what critic --epsilon 3 --runs 300
+    """
+    import torch
+
+    from medsynth_server.audit_dp import AuditSettings, Target, progress_bars, run_audit, tell
+
+    torch.set_num_threads(1)  # more only get in each other's way on networks this small
+    settings = AuditSettings(
+        targets=tuple(Target) if what == "all" else (Target(what),),
+        runs=runs,
+        epsilon=epsilon,
+        delta=delta,
+        confidence=confidence,
+        seed=seed,
+    )
+    with progress_bars() as progress:
+        audit = run_audit(settings, progress)
+    typer.echo(tell(audit, as_json=format == "json"))
+    if audit.violated:
+        raise typer.Exit(1)
+
+
 def main() -> None:
     """Run the command line."""
     run(app)
