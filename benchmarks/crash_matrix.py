@@ -27,7 +27,8 @@ from rich.console import Console
 from rich.table import Table
 
 from medsynth_client.audit import AuditEvent, AuditLog
-from medsynth_client.privacy_command import verify_audit, verify_ledger
+from medsynth_client.privacy_command import verify_audit
+from medsynth_client.verification import verify_site
 from medsynth_common.durable import write_json
 from medsynth_server.record import Event, RoundEvent, read_events, read_privacy
 
@@ -249,7 +250,7 @@ def broken_promises(folder: Path, undisturbed: Path) -> list[str]:
 
 def uncharged(site: Path) -> list[str]:
     """List what a site's audit log says was released without a reservation in the ledger."""
-    problems = [str(problem) for problem in (*verify_ledger(site), *verify_audit(site))]
+    problems = [str(problem) for problem in (*verify_site(site).problems, *verify_audit(site))]
     steps = _reserved_steps(site / "ledger.db")
     released = [e for e in AuditLog(site / "audit.jsonl").read() if e.outcome == "released"]
     used = Counter(receipt for event in released for receipt in event.receipts)

@@ -12,8 +12,9 @@ forbids it, before any patient's data is touched.
 
 import json
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
+from itertools import chain
 from math import isinf
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
@@ -47,7 +48,8 @@ class SitePolicy(BaseModel):
         maximum_steps: most private steps in one round.
         maximum_rounds: last round of a stage that is answered.
         maximum_voxels: largest grid a plan may ask patients to be prepared on.
-        retention_days: how long state and caches of a finished run are kept.
+        retention_days: how long prepared patients and training state are kept after their last
+            use. Ledger and audit log are kept for ever.
         allow_unprotected: lets mechanisms without noise pass. For simulations only.
 
     """
@@ -111,21 +113,36 @@ def check_plan(
     *,
     stage: str,
     round: int,
-    mechanism: Mechanism | None,
+    mechanisms: Sequence[Mechanism],
     patients: int,
     voxels: int,
 ) -> None:
     """Raise PolicyRefusal unless the site allows this; told are all keys that forbid it.
 
-    `mechanism` is None when the stage releases nothing that depends on patients.
+    `mechanisms` is empty when the stage releases nothing that depends on patients.
     """
-    problems = [
-        *_stage_problems(policy, stage),
-        *_size_problems(policy, round, patients, voxels),
-        *(_mechanism_problems(policy, mechanism) if mechanism is not None else ()),
-    ]
+    problems = plan_problems(
+        policy, stage=stage, round=round, mechanisms=mechanisms, patients=patients, voxels=voxels
+    )
     if problems:
         raise PolicyRefusal("\n".join(map(str, problems)))
+
+
+def plan_problems(
+    policy: SitePolicy,
+    *,
+    stage: str,
+    round: int,
+    mechanisms: Sequence[Mechanism],
+    patients: int,
+    voxels: int,
+) -> list[Problem]:
+    """List what forbids a plan, each named for the policy's key."""
+    return [
+        *_stage_problems(policy, stage),
+        *_size_problems(policy, round, patients, voxels),
+        *chain.from_iterable(_mechanism_problems(policy, one) for one in mechanisms),
+    ]
 
 
 def _stage_problems(policy: SitePolicy, stage: str) -> Iterator[Problem]:

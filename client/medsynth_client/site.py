@@ -1,12 +1,13 @@
 """The story of a round at a hospital, on one page.
 
-1. look    has this very plan been answered already? then give that answer again
-2. check   is it a plan, of a round still to come, that the site's policy allows?
-3. charge  write what it costs into the ledger, on disk, before any noise is drawn
-4. train   on the patients, here
-5. gate    check, and write into the audit log, what is about to leave
-6. keep    answer and state, in one file, whole or not at all
-7. confirm in the ledger that the release went out
+1. seal    is it the coordinator's word, to this site, said once?
+2. look    has this very plan been answered already? then give that answer again
+3. check   is it a plan, of a round still to come, that the site's policy allows?
+4. charge  write what it costs into the ledger, on disk, before any noise is drawn
+5. train   on the patients, here
+6. gate    check, and write into the audit log, what is about to leave
+7. keep    answer and state, in one file, whole or not at all
+8. confirm in the ledger that the release went out
 
 Whatever ends a plan before the gate is written into the audit log too, by the error's name.
 """
@@ -15,21 +16,24 @@ import hashlib
 import logging
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
 
 from medsynth_client.audit import AuditLog
+from medsynth_client.credentials import load_credentials
 from medsynth_client.gate import Gate
 from medsynth_client.keeping import Keeping, Kept
 from medsynth_client.ledger import Ledger, Receipt
 from medsynth_client.order import Order, Outcome
-from medsynth_client.patients import load_patients
 from medsynth_client.policy import check_plan
+from medsynth_client.retention import PREPARED, STATE
 from medsynth_client.site_file import SiteFile
 from medsynth_client.spending import epsilon_of
 from medsynth_client.stages import WORK
-from medsynth_common.errors import AlreadyAnswered, BadMessage, Problem
+from medsynth_common.dataset.source import load_patients
+from medsynth_common.errors import AlreadyAnswered, Problem, WrongAddress
 from medsynth_common.learning.volumes import Volume
 from medsynth_common.plan import RoundPlan
 from medsynth_common.privacy.randomness import (
@@ -61,36 +65,40 @@ class Site:
         )
         self._ledger.register_dataset(self.file.source.names())
         self._gate = Gate(self._policy, AuditLog(folder / "audit.jsonl"), self._ledger)
-        self._keeping = Keeping(folder / "state.safetensors")
+        self._keeping = Keeping(folder / STATE)
+        self._credentials = load_credentials(folder, self.file.coordinator_key)
         self._patients: dict[tuple[int, ...], Sequence[Volume]] = {}
 
     def carry(self, plan: RoundPlan) -> SiteUpdate:
         """Carry out one plan.
 
         Raises:
-            BadMessage: the plan is not for this site, or does not hold what its stage needs.
+            BadMessage: the plan does not hold what its stage needs.
+            WrongAddress: the plan is another site's.
             AlreadyAnswered: the site has answered that round, and this is not its last plan.
             PolicyRefusal: the site's policy forbids it.
             BudgetExhausted: it would pass the site's cap.
+            BadSignature, Expired, Replayed: its seal does not hold.
 
         """
         digest = plan.digest()
-        with self._gate.refusals(
-            plan_digest=digest,
-            stage=plan.header.stage,
-            round=plan.header.round,
-            project=plan.header.run,
-        ):
+        with self._recording(plan, digest):
+            self._check_address(plan)
+            seal_answer = self._credentials.take(plan)  # 1. seal
+        return seal_answer(self._carry(plan, digest))
+
+    def _carry(self, plan: RoundPlan, digest: str) -> SiteUpdate:
+        with self._recording(plan, digest):
             kept = self._keeping.load()
-            if kept.plan_digest == digest and kept.header is not None:  # 1. look
+            if kept.plan_digest == digest and kept.header is not None:  # 2. look
                 return update_from_tensors(kept.header, kept.update)
-            self._check(plan)  # 2. check
+            self._check(plan)  # 3. check
             self.patients(plan.header.grid)  # files that cannot be read are not paid for
-            receipts = self._charge(plan, digest)  # 3. charge
-            outcome = self._train(plan, digest, kept)  # 4. train
+            receipts = self._charge(plan, digest)  # 4. charge
+            outcome = self._train(plan, digest, kept)  # 5. train
             update = self._update(plan, digest, outcome)
             tensors = update_tensors(update)
-        released = self._gate.release(  # 5. gate
+        released = self._gate.release(  # 6. gate
             pack(tensors),
             tensors,
             expected=expected_update(plan),
@@ -100,10 +108,10 @@ class Site:
             round=plan.header.round,
             project=plan.header.run,
         )
-        self._keeping.store(  # 6. keep
+        self._keeping.store(  # 7. keep
             Kept(plan_digest=digest, header=update.header, update=tensors, state=outcome.state)
         )
-        for receipt in receipts:  # 7. confirm
+        for receipt in receipts:  # 8. confirm
             self._ledger.confirm(receipt, release_sha256=hashlib.sha256(released).hexdigest())
         return update
 
@@ -111,19 +119,30 @@ class Site:
         """Write down a message that was no plan for any site."""
         self._gate.refuse(error, plan_digest="", stage="", round=0, project="")
 
+    def _recording(self, plan: RoundPlan, digest: str) -> AbstractContextManager[None]:
+        return self._gate.refusals(
+            plan_digest=digest,
+            stage=plan.header.stage,
+            round=plan.header.round,
+            project=plan.header.run,
+        )
+
+    def _check_address(self, plan: RoundPlan) -> None:
+        if plan.header.site != self.file.name:
+            raise WrongAddress(
+                str(Problem(name="plan: site", value=plan.header.site, wanted=self.file.name))
+            )
+
     def _check(self, plan: RoundPlan) -> None:
         header = plan.header
-        if header.site != self.file.name:
-            raise BadMessage(Problem(name="plan: site", value=header.site, wanted=self.file.name))
-        for mechanism in header.mechanisms or (None,):
-            check_plan(
-                self._policy,
-                stage=header.stage,
-                round=header.round,
-                mechanism=mechanism,
-                patients=self.file.declared_patients,
-                voxels=math.prod(header.grid),
-            )
+        check_plan(
+            self._policy,
+            stage=header.stage,
+            round=header.round,
+            mechanisms=header.mechanisms,
+            patients=self.file.declared_patients,
+            voxels=math.prod(header.grid),
+        )
         check_plan_form(plan)
         # A run's stage goes forward. An old plan would be charged again, and would train what
         # the site keeps (critic, optimizers) from weights that the run has left behind.
@@ -135,16 +154,13 @@ class Site:
             )
 
     def _charge(self, plan: RoundPlan, digest: str) -> list[Receipt]:
-        return [
-            self._ledger.reserve(
-                project=plan.header.run,
-                stage=plan.header.stage,
-                round=plan.header.round,
-                plan_digest=digest,
-                mechanism=mechanism,
-            )
-            for mechanism in plan.header.mechanisms
-        ]
+        return self._ledger.reserve_all(
+            project=plan.header.run,
+            stage=plan.header.stage,
+            round=plan.header.round,
+            plan_digest=digest,
+            mechanisms=plan.header.mechanisms,
+        )
 
     def _train(self, plan: RoundPlan, digest: str, kept: Kept) -> Outcome:
         return WORK[plan.header.stage](
@@ -166,7 +182,7 @@ class Site:
         """
         if grid not in self._patients:
             self._patients = {}
-            cache = self._folder / "prepared"
+            cache = self._folder / PREPARED
             self._patients = {grid: load_patients(self.file.source, grid, cache=cache)}
         return self._patients[grid]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from medsynth_client.patients import Source
 from medsynth_client.policy import SitePolicy
+from medsynth_common.dataset.source import Source
 from medsynth_common.errors import BadConfig, Problem
 from medsynth_common.plan import Name, problems_of
 from medsynth_common.privacy.mechanism import Value
@@ -22,6 +22,8 @@ class SiteFile(Value):
             averages. Not the true count, which one patient more or less would change.
         source: where the patients are.
         policy: what the site allows.
+        coordinator_key: public key of the coordinator, whose seal every plan must bear; None
+            where site and coordinator are one machine's.
         simulation_seed: makes noise replayable, for rehearsals only; a hospital leaves it out.
 
     """
@@ -30,6 +32,7 @@ class SiteFile(Value):
     declared_patients: int = Field(ge=1, le=1_000_000)
     source: Source
     policy: SitePolicy
+    coordinator_key: str | None = Field(default=None, pattern=r"^ed25519:[0-9a-f]{64}$")
     simulation_seed: int | None = Field(default=None, ge=0, lt=2**62)
 
     @classmethod

@@ -15,6 +15,10 @@
         ├── AlreadyAnswered          a plan of a round that was answered before
         ├── NotCharged               a release that the ledger was not charged for
         ├── UnsafeRelease            a release that is not what the plan asked for
+        ├── BadSignature             not sealed by the key it should be
+        ├── WrongAddress             sealed for another plan, site, stage or round
+        ├── Expired                  sealed too long ago, or in the future
+        ├── Replayed                 a message that was taken before
         └── ClockWentBack            the clock stands before the record's last entry
 
 A site sends only an error's *name* to the coordinator: its text may hold a patient's.
@@ -129,6 +133,22 @@ class NotCharged(Refused):
 
 class UnsafeRelease(Refused):
     """Other tensors or bytes than the plan asks for, or numbers that are not finite."""
+
+
+class BadSignature(Refused):
+    """A plan or update without a seal, or with one that another key made."""
+
+
+class WrongAddress(Refused):
+    """A seal that was made for another plan, site, stage or round."""
+
+
+class Expired(Refused):
+    """A seal past its time, or from a future that clocks do not explain."""
+
+
+class Replayed(Refused):
+    """A message that was taken before."""
 
 
 class ClockWentBack(Refused):

@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from torch import Tensor
 
 from medsynth_common.errors import BadMessage, Problem
+from medsynth_common.identity.seal import Seal
 from medsynth_common.networks.settings import NetworkSettings
 from medsynth_common.privacy.mechanism import Mechanism, Value
 from medsynth_common.tensors import tensors_digest
@@ -127,11 +128,13 @@ class RoundPlan:
     Attributes:
         header: what to do.
         weights: named tensors the site starts from.
+        seal: who says so; no part of the digest. None within one machine.
 
     """
 
     header: PlanHeader
     weights: Mapping[str, Tensor]
+    seal: Seal | None = None
 
     def digest(self) -> str:
         """SHA-256 over the canonical header and every tensor's name, type, shape and bytes."""

@@ -3,6 +3,7 @@
 Nothing but privatised weights and their privacy receipt: no loss, no count, no name of a patient.
 """
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,8 +13,10 @@ from pydantic import Field
 from torch import Tensor
 
 from medsynth_common.errors import BadMessage, Problem
-from medsynth_common.plan import MOST_PROBLEMS, Name, Stage
+from medsynth_common.identity.seal import Seal
+from medsynth_common.plan import MOST_PROBLEMS, Name, Stage, canonical_json
 from medsynth_common.privacy.mechanism import Value
+from medsynth_common.tensors import tensors_digest
 
 #: A weight beyond this is no weight of ours; it would steer or end a run.
 LARGEST_WEIGHT = 1e4
@@ -51,12 +54,21 @@ class SiteUpdate:
         header: who answers what, and what it cost.
         weights: privatised tensors, combined over the sites by the strategy.
         own: privatised tensors that stay this site's own: its style (calibration and code).
+        seal: whose word this is; no part of the digest. None within one machine.
 
     """
 
     header: UpdateHeader
     weights: Mapping[str, Tensor]
     own: Mapping[str, Tensor]
+    seal: Seal | None = None
+
+    def digest(self) -> str:
+        """SHA-256 over the canonical header and every tensor's name, type, shape and bytes."""
+        digest = hashlib.sha256(canonical_json(self.header))
+        digest.update(tensors_digest(self.weights))
+        digest.update(tensors_digest(self.own))
+        return digest.hexdigest()
 
 
 def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

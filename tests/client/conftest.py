@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import tomli_w
 
-from medsynth_client.patients import PhantomSource, load_patients
+from medsynth_common.dataset.source import PhantomSource, load_patients
 from medsynth_common.phantom import SITE_SCANNERS
 from tiny import FIRST_SEED, GRID, PATIENTS, SITE, NewSite
 

@@ -15,7 +15,7 @@ from medsynth_common import __version__
 from medsynth_common.errors import PolicyRefusal
 from medsynth_common.plan import Stage
 from medsynth_common.wire.trainer_rpc import TrainerClient
-from tiny import SITE, NewSite, plan, unprotected
+from tiny import PATIENTS, SITE, NewSite, plan, unprotected
 
 
 @pytest.fixture
@@ -59,11 +59,15 @@ class Command:
 def test_status_says_what_was_spent_with_delta_and_unit(command: Command, folder: Path) -> None:
     ended = command("privacy", "status", folder)
     assert ended.code == 0
-    first, *lines = ended.out.splitlines()
+    first, second, *table = ended.out.splitlines()
     assert first.startswith(f"{SITE}: epsilon ")
     assert first.endswith(" of 8 at delta 1e-05, unit: patient")
-    assert [line.split()[:2] for line in lines] == [["run-1", "level:"], ["run-1", "segmenter:"]]
-    assert "noise 5.000, rate 1, 1 steps in 1 releases; alone epsilon 0.7" in lines[0]
+    assert second.endswith(f"; {PATIENTS} patients in 1 data sets")
+    lines = [line.split() for line in table if line.lstrip().startswith("run-1")]
+    assert [line[1] for line in lines] == ["level", "segmenter", "together"]
+    noise, rate, clip, steps, releases, epsilon = lines[0][2:]
+    assert (noise, rate, clip, steps, releases) == ("5.000", "1", "1", "1", "1")
+    assert float(epsilon) < float(lines[2][-1]) < float(epsilon) + float(lines[1][-1])
 
 
 def test_status_as_json(command: Command, folder: Path, new_site: NewSite) -> None:
@@ -73,10 +77,13 @@ def test_status_as_json(command: Command, folder: Path, new_site: NewSite) -> No
     assert spent["site"] == SITE
     assert spent["unit"] == "patient"
     assert spent["epsilon"] + spent["left"] == pytest.approx(8.0)
-    assert [line["name"] for line in spent["mechanisms"]] == ["level", "segmenter"]
-    alone = [line["epsilon_alone"] for line in spent["mechanisms"]]
+    [project] = spent["projects"]
+    assert [line["name"] for line in project["mechanisms"]] == ["level", "segmenter"]
+    alone = [line["epsilon_alone"] for line in project["mechanisms"]]
     assert max(alone) < spent["epsilon"] < sum(alone)
-    assert (fresh["epsilon"], fresh["mechanisms"]) == (0.0, [])
+    assert project["epsilon"] == spent["epsilon"] == spent["epsilon_ever"]
+    assert (fresh["epsilon"], fresh["projects"]) == (0.0, [])
+    assert not (other / "ledger.db").exists()  # asking begins nothing
 
 
 def test_status_of_a_site_without_privacy(command: Command, new_site: NewSite) -> None:
@@ -84,14 +91,17 @@ def test_status_of_a_site_without_privacy(command: Command, new_site: NewSite) -
     Site(folder, device=torch.device("cpu")).carry(plan(mechanisms=(unprotected("level"),)))
     ended = command("privacy", "status", folder)
     assert "epsilon unbounded (no privacy) of none" in ended.out
-    assert "alone epsilon -" in ended.out
+    assert ended.out.rstrip().endswith(" -")
     [one] = json.loads(command("privacy", "status", folder, "--format", "json").out)
     assert (one["epsilon"], one["cap"], one["left"]) == (None, None, None)
 
 
 def test_a_sound_record_is_called_sound(command: Command, folder: Path) -> None:
     ledger, audit = command("privacy", "verify", folder), command("audit", "verify", folder)
-    assert (ledger.code, ledger.out) == (0, "the ledger is sound\n")
+    assert ledger.code == 0
+    first, second = ledger.out.splitlines()
+    assert first.startswith("the record is sound: 6 ledger rows and 3 audit lines")
+    assert "by dp-accounting (PLD): they agree" in second
     assert (audit.code, audit.out) == (0, "the audit log is sound\n")
 
 

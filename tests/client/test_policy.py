@@ -43,7 +43,7 @@ def plan(**changes: object) -> dict[str, object]:
     rest = {"stage": "segment", "round": 3, "patients": 20, "voxels": 48**3}
     of_mechanism = {key: value for key, value in changes.items() if key in mechanism}
     of_rest = {key: value for key, value in changes.items() if key not in mechanism}
-    return rest | of_rest | {"mechanism": SimpleNamespace(**(mechanism | of_mechanism))}
+    return rest | of_rest | {"mechanisms": [SimpleNamespace(**(mechanism | of_mechanism))]}
 
 
 def ask(site: SitePolicy, **changes: object) -> None:
@@ -104,7 +104,7 @@ def test_no_cap_only_where_nothing_is_protected() -> None:
 
 def test_a_plan_within_the_policy_passes() -> None:
     ask(policy())
-    check_plan(policy(), stage="moments", round=10, mechanism=None, patients=20, voxels=8)
+    check_plan(policy(), stage="moments", round=10, mechanisms=(), patients=20, voxels=8)
     ask(policy(allow_unprotected=True), noise_multiplier=0.0, clip=math.inf)
 
 
@@ -150,9 +150,9 @@ def test_synthetic_images_leave_only_when_the_site_says_so() -> None:
             policy(stages=stages),
             stage="synthesize",
             round=1,
-            mechanism=None,
+            mechanisms=(),
             patients=20,
             voxels=8,
         )
     allowed = policy(stages=stages, synthetic_may_leave=True)
-    check_plan(allowed, stage="synthesize", round=1, mechanism=None, patients=20, voxels=8)
+    check_plan(allowed, stage="synthesize", round=1, mechanisms=(), patients=20, voxels=8)

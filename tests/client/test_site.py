@@ -17,9 +17,11 @@ from medsynth_client.audit import verify as verify_audit
 from medsynth_client.keeping import Keeping
 from medsynth_client.ledger import Ledger
 from medsynth_client.order import Order, Outcome
-from medsynth_client.privacy_command import open_ledger
 from medsynth_client.site import Site
+from medsynth_client.site_record import read_site
+from medsynth_client.spending import EVERYONE, epsilon_of
 from medsynth_client.stages import WORK
+from medsynth_client.verification import verify_site
 from medsynth_common.errors import (
     AlreadyAnswered,
     BadMessage,
@@ -28,6 +30,7 @@ from medsynth_common.errors import (
     PolicyRefusal,
     StorageFailed,
     UnsafeRelease,
+    WrongAddress,
 )
 from medsynth_common.plan import MOST_PROBLEMS, Critic, RoundPlan, SegmentSettings, Stage
 from medsynth_common.privacy.randomness import SimulatedRandomness
@@ -89,7 +92,7 @@ def refusals(folder: Path) -> list[str]:
 
 
 def steps_charged(folder: Path) -> dict[str, int]:
-    return {line.name: line.steps for line in open_ledger(folder).statement()}
+    return {line.name: line.steps for line in read_site(folder).ledger.spending.statement()}
 
 
 def same(first: SiteUpdate, second: SiteUpdate) -> bool:
@@ -127,7 +130,7 @@ def test_the_whole_story_of_a_round(new_site: NewSite, name: str, protected: boo
     assert event.sha256 == hashlib.sha256(pack(sent)).hexdigest()
     assert event.epsilon == head.epsilon
     assert len(event.receipts) == len(CASES[name].mechanisms)
-    assert open_ledger(folder).verify() == []
+    assert verify_site(folder).problems == []
     assert verify_audit(folder / "audit.jsonl") == []
 
     # Asked again, also after a restart, it gives the same answer and spends nothing.
@@ -208,6 +211,13 @@ REFUSED: dict[str, tuple[dict[str, Any], RoundPlan, type[MedsynthError]]] = {
         CASES["paired"].plan(mechanisms=(gaussian("critic"), unprotected("paired"))),
         PolicyRefusal,
     ),
+    "second mechanism past the cap": (
+        {"epsilon_cap": 2.0},
+        CASES["paired"].plan(
+            mechanisms=(gaussian("critic"), gaussian("paired", noise_multiplier=0.6))
+        ),
+        BudgetExhausted,
+    ),
     "past the cap": (
         {},
         SEGMENT.plan(mechanisms=(gaussian("segmenter", noise_multiplier=0.6, steps=50),)),
@@ -238,15 +248,15 @@ def test_the_cap_holds_over_runs_and_restarts(new_site: NewSite) -> None:
     Site(folder, device=CPU).carry(CASES["level"].plan(run="run-2"))
     with pytest.raises(BudgetExhausted):
         Site(folder, device=CPU).carry(CASES["level"].plan(run="run-3"))
-    assert open_ledger(folder).spent() <= 1.2
+    assert read_site(folder).ledger.spending.worst(epsilon_of, 1e-5, EVERYONE) <= 1.2
 
 
 def test_another_site_s_plan_is_not_carried_out(new_site: NewSite) -> None:
     folder = new_site()
-    with pytest.raises(BadMessage, match="plan: site: got site-b, wanted site-a"):
+    with pytest.raises(WrongAddress, match="plan: site: got site-b, wanted site-a"):
         Site(folder, device=CPU).carry(SEGMENT.plan(site="site-b"))
     assert snapshot(folder) == ({}, b"")
-    assert refusals(folder) == ["BadMessage"]
+    assert refusals(folder) == ["WrongAddress"]
 
 
 def test_a_plan_without_its_mechanism_releases_nothing(new_site: NewSite) -> None:
@@ -412,7 +422,7 @@ def test_the_steps_come_in_their_order(new_site: NewSite, monkeypatch: pytest.Mo
     site = Site(folder, device=CPU)
     spy(Keeping, "load", "look")
     spy(site_file, "check_plan", "policy")
-    spy(Ledger, "reserve", "charge")
+    spy(Ledger, "reserve_all", "charge")
     spy(SimulatedRandomness, "uniform", "sample")
     spy(SimulatedRandomness, "normal", "noise")
     spy(AuditLog, "append", "audit")

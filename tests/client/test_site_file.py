@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import tomli_w
 
-from medsynth_client.patients import FolderSource, PhantomSource
 from medsynth_client.site_file import SiteFile
+from medsynth_common.dataset.source import FolderSource, PhantomSource
 from medsynth_common.errors import BadConfig
 from medsynth_common.phantom import SITE_SCANNERS
 

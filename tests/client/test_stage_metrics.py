@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from medsynth_client.audit import AuditLog
 from medsynth_client.order import Order
-from medsynth_client.privacy_command import open_ledger
 from medsynth_client.site import Site
+from medsynth_client.site_record import read_site
 from medsynth_client.stages.metrics import release_metrics
 from medsynth_common.errors import PolicyRefusal
 from medsynth_common.labels import REGION_TISSUES, SEGMENTER_CLASSES, Region, segmenter_target
@@ -95,7 +95,7 @@ def test_a_site_that_does_not_list_it_is_asked_in_vain(new_site: NewSite) -> Non
     folder = new_site()
     with pytest.raises(PolicyRefusal, match="stages: got metrics"):
         Site(folder, device=CPU).carry(ASKED)
-    assert open_ledger(folder).statement() == []
+    assert read_site(folder).ledger.spending.statement() == []
 
 
 def test_a_site_that_lists_it_charges_it_like_all_others(new_site: NewSite) -> None:
@@ -103,7 +103,7 @@ def test_a_site_that_lists_it_charges_it_like_all_others(new_site: NewSite) -> N
     update = Site(folder, device=CPU).carry(ASKED)
     assert update.weights == {}
     assert update.own["metrics.scores"].shape == (SCORES,)
-    (line,) = open_ledger(folder).statement()
+    (line,) = read_site(folder).ledger.spending.statement()
     assert (line.name, line.clip, line.releases) == ("metrics", SCORES_CLIP, 1)
     (event,) = AuditLog(folder / "audit.jsonl").read()
     assert (event.outcome, event.stage, len(event.receipts)) == ("released", "metrics", 1)

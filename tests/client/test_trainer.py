@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from medsynth_client.audit import AuditLog
-from medsynth_client.privacy_command import open_ledger
+from medsynth_client.site_record import read_site
 from medsynth_client.stages import WORK
 from medsynth_client.trainer import Trainer, choose_device, run_trainer
 from medsynth_common import __version__
@@ -82,7 +82,7 @@ def test_two_callers_take_turns(client: TrainerClient) -> None:
 @pytest.mark.parametrize(
     ("asked", "name"),
     [
-        (plan(site="site-z"), "BadMessage"),
+        (plan(site="site-z"), "WrongAddress"),
         (plan(Stage.SEGMENT, mechanisms=(gaussian("x"),)), "BadMessage"),
         (plan(mechanisms=(unprotected("level"),)), "PolicyRefusal"),
         (plan(mechanisms=(gaussian("level", noise_multiplier=0.5, steps=99),)), "BudgetExhausted"),
@@ -162,7 +162,7 @@ def test_bad_input_is_a_typed_refusal_in_the_log_and_nothing_leaves(
     parts = list(client.carry(spoilt(path, value), timeout=SECONDS))
     assert [part.failure.name for part in parts] == [name]
     assert told(tmp_path / SITE) == [name]
-    assert open_ledger(tmp_path / SITE).statement() == []
+    assert read_site(tmp_path / SITE).ledger.spending.statement() == []
     assert isinstance(answer(client, plan(Stage.SEGMENT)), SiteUpdate)  # it is still up
     assert told(tmp_path / SITE) == [name, "released"]
 
@@ -177,7 +177,7 @@ def test_a_plan_that_comes_twice_gets_the_same_bytes_for_nothing(
     )
     assert first == second
     assert told(tmp_path / SITE) == ["released"]
-    assert [line.releases for line in open_ledger(tmp_path / SITE).statement()] == [1]
+    assert [line.releases for line in read_site(tmp_path / SITE).ledger.spending.statement()] == [1]
 
 
 def test_an_old_plan_is_refused(client: TrainerClient, tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_an_old_plan_is_refused(client: TrainerClient, tmp_path: Path) -> None:
     assert isinstance(answer(client, new), SiteUpdate)
     assert answer(client, old) == "AlreadyAnswered"
     assert told(tmp_path / SITE) == ["released", "released", "AlreadyAnswered"]
-    assert [line.releases for line in open_ledger(tmp_path / SITE).statement()] == [2]
+    assert [line.releases for line in read_site(tmp_path / SITE).ledger.spending.statement()] == [2]
 
 
 def test_a_log_that_cannot_be_written_leaves_the_error_s_name_too(

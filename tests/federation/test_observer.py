@@ -32,10 +32,10 @@ from medsynth_client import trainer as trainer_file
 from medsynth_client.audit import AuditLog
 from medsynth_client.gate import Gate
 from medsynth_client.order import Order, Outcome
-from medsynth_client.patients import FolderSource, load_patients
 from medsynth_client.stages import WORK
 from medsynth_client.trainer import Trainer
 from medsynth_common.dataset import DataConfig
+from medsynth_common.dataset.source import FolderSource, load_patients
 from medsynth_common.errors import BadData
 from medsynth_common.learning.volumes import Volume
 from medsynth_common.plan import RoundPlan, Stage

@@ -8,7 +8,8 @@ import torch
 from flwr.app import Message, RecordDict
 
 from federation.in_process import InProcessGrid, SmallFederation
-from medsynth_client.privacy_command import open_ledger, status
+from medsynth_client.privacy_command import status
+from medsynth_client.site_record import read_site
 from medsynth_common.plan import Stage
 from medsynth_common.wire.records import plan_from_records
 from medsynth_server.flower import reply
@@ -33,7 +34,7 @@ def test_dice_at_the_sites_is_asked_for_charged_and_recorded(tmp_path: Path) -> 
     for metric in last.site_metrics.values():
         assert (metric.value is None) == (metric.noise_sd is None)
     for site in federation.sites:
-        assert [m["name"] for m in status(site)["mechanisms"]][-1] == "metrics"
+        assert [m["name"] for m in status(site)["projects"][0]["mechanisms"]][-1] == "metrics"
         assert 0.95 * 8.0 < status(site)["epsilon"] <= 8.0
 
 
@@ -58,7 +59,11 @@ def test_by_default_nothing_of_the_kind_is_asked_or_released(tmp_path: Path) -> 
     )
     federation.train(grid)
     assert Stage.METRICS not in {stage for stage, _ in asked}
-    charged = {line.name for site in federation.sites for line in open_ledger(site).statement()}
+    charged = {
+        line.name
+        for site in federation.sites
+        for line in read_site(site).ledger.spending.statement()
+    }
     assert charged == {name for _, names in asked for name in names}
     assert charged == {"level", "spread", "segmenter", "critic"}
     assert all(event.site_metrics == {} for event in _rounds(federation))

@@ -1,13 +1,16 @@
 """A plan or an update as a stream of bounded parts, and back: encode and decode in one file."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 
 from torch import Tensor
 
 from medsynth_common.errors import BadMessage, Problem
+from medsynth_common.identity.seal import Seal
 from medsynth_common.plan import PlanHeader, RoundPlan, canonical_json, parse
 from medsynth_common.tensors import pack, under, unpack, with_prefix
 from medsynth_common.update import SiteUpdate, UpdateHeader
+from medsynth_common.wire import site_pb2
 from medsynth_common.wire.site_pb2 import Failure, PlanPart, UpdatePart
 
 CHUNK_BYTES = 1 << 20
@@ -18,14 +21,18 @@ LARGEST_BYTES = 4 << 30
 def plan_parts(plan: RoundPlan) -> Iterator[PlanPart]:
     """Cut a plan into parts."""
     yield PlanPart(header=canonical_json(plan.header))
+    if plan.seal is not None:
+        yield PlanPart(seal=_seal_message(plan.seal))
     for chunk in _chunks(pack(plan.weights)):
         yield PlanPart(chunk=chunk)
 
 
 def plan_from_parts(parts: Iterable[PlanPart]) -> RoundPlan:
     """Put a plan together. Raises `BadMessage` when the parts are not one whole plan."""
-    header, content = _join(parts, "plan")
-    return RoundPlan(header=parse(PlanHeader, header, name="plan"), weights=unpack(content))
+    header, seal, content = _join(parts, "plan")
+    return RoundPlan(
+        header=parse(PlanHeader, header, name="plan"), weights=unpack(content), seal=seal
+    )
 
 
 def update_tensors(update: SiteUpdate) -> dict[str, Tensor]:
@@ -38,9 +45,13 @@ def update_from_tensors(header: UpdateHeader, tensors: Mapping[str, Tensor]) -> 
     return SiteUpdate(header=header, weights=under("weights", tensors), own=under("own", tensors))
 
 
-def update_parts(header: UpdateHeader, content: bytes) -> Iterator[UpdatePart]:
+def update_parts(
+    header: UpdateHeader, content: bytes, seal: Seal | None = None
+) -> Iterator[UpdatePart]:
     """Cut an update, whose tensors are already packed, into parts."""
     yield UpdatePart(header=canonical_json(header))
+    if seal is not None:
+        yield UpdatePart(seal=_seal_message(seal))
     for chunk in _chunks(content):
         yield UpdatePart(chunk=chunk)
 
@@ -56,8 +67,13 @@ def update_from_parts(parts: Iterable[UpdatePart]) -> SiteUpdate | str:
     first = next(rest, None)
     if first is not None and first.WhichOneof("part") == "failure":
         return str(first.failure.name)[:64]
-    header, content = _join([] if first is None else _chain(first, rest), "update")
-    return update_from_tensors(parse(UpdateHeader, header, name="update"), unpack(content))
+    header, seal, content = _join([] if first is None else _chain(first, rest), "update")
+    update = update_from_tensors(parse(UpdateHeader, header, name="update"), unpack(content))
+    return replace(update, seal=seal)
+
+
+def _seal_message(seal: Seal) -> site_pb2.Seal:
+    return site_pb2.Seal(header=seal.header, signature=seal.signature)
 
 
 def _chain(first: UpdatePart, rest: Iterator[UpdatePart]) -> Iterator[UpdatePart]:
@@ -71,18 +87,27 @@ def _chunks(content: bytes) -> Iterator[bytes]:
         yield bytes(view[start : start + CHUNK_BYTES])
 
 
-def _join(parts: Iterable[PlanPart] | Iterable[UpdatePart], what: str) -> tuple[bytes, bytes]:
+def _join(
+    parts: Iterable[PlanPart] | Iterable[UpdatePart], what: str
+) -> tuple[bytes, Seal | None, bytes]:
     header: bytes | None = None
+    seal: Seal | None = None
     content = bytearray()
     for part in parts:
         kind = part.WhichOneof("part")
         if kind == "header" and header is None and not content:
             header = part.header
+        elif kind == "seal" and header is not None and seal is None and not content:
+            seal = Seal(header=part.seal.header, signature=part.seal.signature)
         elif kind == "chunk" and header is not None:
             content += part.chunk
         else:
             raise BadMessage(
-                Problem(name=what, value=f"part {kind}", wanted="one header, then chunks")
+                Problem(
+                    name=what,
+                    value=f"part {kind}",
+                    wanted="one header, at most one seal, then chunks",
+                )
             )
         if len(content) > LARGEST_BYTES:
             raise BadMessage(
@@ -90,4 +115,4 @@ def _join(parts: Iterable[PlanPart] | Iterable[UpdatePart], what: str) -> tuple[
             )
     if header is None:
         raise BadMessage(Problem(name=what, value="no header", wanted="one header, then chunks"))
-    return header, bytes(content)
+    return header, seal, bytes(content)

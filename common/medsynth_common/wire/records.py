@@ -10,32 +10,37 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from medsynth_common.errors import BadMessage, Problem
+from medsynth_common.identity.seal import Seal
 from medsynth_common.plan import PlanHeader, RoundPlan, canonical_json, parse
 from medsynth_common.update import SiteUpdate, UpdateHeader
 
 _HEADER = "header"
+_SEAL = "seal"
+_SIGNATURE = "signature"
 
 
 def plan_to_records(plan: RoundPlan) -> RecordDict:
     """Put a plan into records."""
-    return RecordDict({"weights": arrays(plan.weights), "plan": _config(plan.header)})
+    records = {"weights": arrays(plan.weights), "plan": _config(plan.header)}
+    return RecordDict(records | _sealed(plan.seal))
 
 
 def plan_from_records(records: RecordDict) -> RoundPlan:
     """Take a plan out of records. Raises `BadMessage` when they hold none."""
     header = parse(PlanHeader, _text(records, "plan"), name="plan")
-    return RoundPlan(header=header, weights=tensors(_arrays(records, "weights")))
+    return RoundPlan(
+        header=header, weights=tensors(_arrays(records, "weights")), seal=_seal(records)
+    )
 
 
 def update_to_records(update: SiteUpdate) -> RecordDict:
     """Put an update into records."""
-    return RecordDict(
-        {
-            "weights": arrays(update.weights),
-            "own": arrays(update.own),
-            "update": _config(update.header),
-        }
-    )
+    records = {
+        "weights": arrays(update.weights),
+        "own": arrays(update.own),
+        "update": _config(update.header),
+    }
+    return RecordDict(records | _sealed(update.seal))
 
 
 def update_from_records(records: RecordDict) -> SiteUpdate:
@@ -44,6 +49,7 @@ def update_from_records(records: RecordDict) -> SiteUpdate:
         header=parse(UpdateHeader, _text(records, "update"), name="update"),
         weights=tensors(_arrays(records, "weights")),
         own=tensors(_arrays(records, "own")),
+        seal=_seal(records),
     )
 
 
@@ -88,6 +94,22 @@ def tensors(record: ArrayRecord) -> dict[str, Tensor]:
 
 def _config(header: PlanHeader | UpdateHeader) -> ConfigRecord:
     return ConfigRecord({_HEADER: canonical_json(header)})
+
+
+def _sealed(seal: Seal | None) -> dict[str, ConfigRecord]:
+    if seal is None:
+        return {}
+    return {_SEAL: ConfigRecord({_HEADER: seal.header, _SIGNATURE: seal.signature})}
+
+
+def _seal(records: RecordDict) -> Seal | None:
+    record = records.config_records.get(_SEAL)
+    if record is None:
+        return None
+    header, signature = record.get(_HEADER), record.get(_SIGNATURE)
+    if not isinstance(header, bytes) or not isinstance(signature, bytes):
+        raise BadMessage(Problem(name=_SEAL, value="a broken seal", wanted="header and signature"))
+    return Seal(header=header, signature=signature)
 
 
 def _text(records: RecordDict, name: str) -> bytes:

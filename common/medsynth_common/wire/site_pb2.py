@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fmedsynth_common/wire/site.proto\x12\rmedsynth.site\"\x11\n\x0f\x44\x65scribeRequest\"-\n\x0b\x44\x65scription\x12\r\n\x05sites\x18\x01 \x03(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"5\n\x08PlanPart\x12\x10\n\x06header\x18\x01 \x01(\x0cH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"b\n\nUpdatePart\x12\x10\n\x06header\x18\x01 \x01(\x0cH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x12)\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x16.medsynth.site.FailureH\x00\x42\x06\n\x04part\"\x17\n\x07\x46\x61ilure\x12\x0c\n\x04name\x18\x01 \x01(\t2\x92\x01\n\x07Trainer\x12\x46\n\x08\x44\x65scribe\x12\x1e.medsynth.site.DescribeRequest\x1a\x1a.medsynth.site.Description\x12?\n\x05\x43\x61rry\x12\x17.medsynth.site.PlanPart\x1a\x19.medsynth.site.UpdatePart(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fmedsynth_common/wire/site.proto\x12\rmedsynth.site\"\x11\n\x0f\x44\x65scribeRequest\"-\n\x0b\x44\x65scription\x12\r\n\x05sites\x18\x01 \x03(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"Z\n\x08PlanPart\x12\x10\n\x06header\x18\x01 \x01(\x0cH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x12#\n\x04seal\x18\x03 \x01(\x0b\x32\x13.medsynth.site.SealH\x00\x42\x06\n\x04part\"\x87\x01\n\nUpdatePart\x12\x10\n\x06header\x18\x01 \x01(\x0cH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x12)\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x16.medsynth.site.FailureH\x00\x12#\n\x04seal\x18\x04 \x01(\x0b\x32\x13.medsynth.site.SealH\x00\x42\x06\n\x04part\")\n\x04Seal\x12\x0e\n\x06header\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"\x17\n\x07\x46\x61ilure\x12\x0c\n\x04name\x18\x01 \x01(\t2\x92\x01\n\x07Trainer\x12\x46\n\x08\x44\x65scribe\x12\x1e.medsynth.site.DescribeRequest\x1a\x1a.medsynth.site.Description\x12?\n\x05\x43\x61rry\x12\x17.medsynth.site.PlanPart\x1a\x19.medsynth.site.UpdatePart(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,11 +36,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DESCRIPTION']._serialized_start=69
   _globals['_DESCRIPTION']._serialized_end=114
   _globals['_PLANPART']._serialized_start=116
-  _globals['_PLANPART']._serialized_end=169
-  _globals['_UPDATEPART']._serialized_start=171
-  _globals['_UPDATEPART']._serialized_end=269
-  _globals['_FAILURE']._serialized_start=271
-  _globals['_FAILURE']._serialized_end=294
-  _globals['_TRAINER']._serialized_start=297
-  _globals['_TRAINER']._serialized_end=443
+  _globals['_PLANPART']._serialized_end=206
+  _globals['_UPDATEPART']._serialized_start=209
+  _globals['_UPDATEPART']._serialized_end=344
+  _globals['_SEAL']._serialized_start=346
+  _globals['_SEAL']._serialized_end=387
+  _globals['_FAILURE']._serialized_start=389
+  _globals['_FAILURE']._serialized_end=412
+  _globals['_TRAINER']._serialized_start=415
+  _globals['_TRAINER']._serialized_end=561
 # @@protoc_insertion_point(module_scope)

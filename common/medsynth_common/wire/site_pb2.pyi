@@ -19,22 +19,34 @@ class Description(_message.Message):
     def __init__(self, sites: _Optional[_Iterable[str]] = ..., version: _Optional[str] = ...) -> None: ...
 
 class PlanPart(_message.Message):
-    __slots__ = ("header", "chunk")
+    __slots__ = ("header", "chunk", "seal")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
+    SEAL_FIELD_NUMBER: _ClassVar[int]
     header: bytes
     chunk: bytes
-    def __init__(self, header: _Optional[bytes] = ..., chunk: _Optional[bytes] = ...) -> None: ...
+    seal: Seal
+    def __init__(self, header: _Optional[bytes] = ..., chunk: _Optional[bytes] = ..., seal: _Optional[_Union[Seal, _Mapping]] = ...) -> None: ...
 
 class UpdatePart(_message.Message):
-    __slots__ = ("header", "chunk", "failure")
+    __slots__ = ("header", "chunk", "failure", "seal")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
+    SEAL_FIELD_NUMBER: _ClassVar[int]
     header: bytes
     chunk: bytes
     failure: Failure
-    def __init__(self, header: _Optional[bytes] = ..., chunk: _Optional[bytes] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
+    seal: Seal
+    def __init__(self, header: _Optional[bytes] = ..., chunk: _Optional[bytes] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., seal: _Optional[_Union[Seal, _Mapping]] = ...) -> None: ...
+
+class Seal(_message.Message):
+    __slots__ = ("header", "signature")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    header: bytes
+    signature: bytes
+    def __init__(self, header: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class Failure(_message.Message):
     __slots__ = ("name",)
