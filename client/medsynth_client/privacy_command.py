@@ -61,6 +61,10 @@ def plan_cost(record: SiteRecord, plan: PlanHeader) -> dict[str, Any]:
     )
     if plan.site != record.file.name:
         problems.append(Problem(name="site", value=plan.site, wanted=record.file.name))
+    answered = record.ledger.answered(plan.run, plan.stage)
+    if plan.round <= answered:
+        wanted = f"one after {answered}, which was answered"
+        problems.append(Problem(name="round", value=str(plan.round), wanted=wanted))
     fits = after <= policy.epsilon_cap
     return {
         "project": plan.run,
