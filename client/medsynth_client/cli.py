@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from medsynth_common import __version__
-from medsynth_common.command_line import run
+from medsynth_common.command_line import run as run_command_line
 
 if TYPE_CHECKING:
     from medsynth_common.errors import Problem
@@ -28,7 +28,12 @@ app.add_typer(privacy, name="privacy")
 app.add_typer(audit, name="audit")
 
 Format = Annotated[Literal["text", "json"], typer.Option(help="text or json.")]
+NewFolder = Annotated[Path, typer.Argument(help="The folder to make.")]
 SiteFolder = Annotated[Path, typer.Argument(help="A site's folder.")]
+WatchParent = Annotated[
+    bool, typer.Option(help="Stop when standard input closes, as it does when a parent dies.")
+]
+LogFormat = Annotated[Literal["text", "json"], typer.Option(help="How log lines are written.")]
 
 
 def _version(wanted: bool) -> None:
@@ -55,17 +60,91 @@ def trainer(
     socket: Annotated[Path, typer.Option(help="The Unix socket to serve on.")],
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of this process.")] = 1,
-    watch_parent: Annotated[
-        bool, typer.Option(help="Stop when standard input closes, as it does when a parent dies.")
+    watch_parent: WatchParent = False,
+    isolate: Annotated[
+        bool, typer.Option(help="Leave the network, where the system allows it.")
     ] = False,
+    log_format: LogFormat | None = None,
 ) -> None:
     """Hold a site's patients and carry out plans that arrive on a Unix socket.
 
     Example: medsynth-client trainer --site /srv/medsynth/site-a --socket /run/medsynth/a.sock
     """
+    if log_format is not None:
+        from medsynth_client.logs import start_logging
+
+        start_logging(site[0], "trainer", format=log_format)
+    if isolate:  # before anything that starts threads
+        from medsynth_client.isolation import isolate_trainer
+
+        isolate_trainer(site[0])
     from medsynth_client.trainer import run_trainer
 
     run_trainer(site, socket, device=device, threads=threads, watch_parent=watch_parent)
+
+
+@app.command()
+def init(
+    folder: NewFolder,
+    name: Annotated[str, typer.Option(help="The site's name, in every plan and record.")],
+    coordinator: Annotated[Path, typer.Option(help="The card that the coordinator sent.")],
+    data: Annotated[Path, typer.Option(help="The folder whose folders are the patients.")],
+    declared_patients: Annotated[
+        int | None, typer.Option(min=1, help="The site's public size; not the true count.")
+    ] = None,
+    format: Format = "text",
+) -> None:
+    """Make a site's folder: keys, a site.toml to edit, and the card to send to the coordinator.
+
+    Example: medsynth-client init /srv/medsynth --name site-a --coordinator coordinator.card
+    --data /data/brains
+    """
+    from medsynth_client.enrolment import enrol
+
+    made = enrol(folder, name=name, card=coordinator, data=data, declared=declared_patients)
+    if format == "json":
+        typer.echo(json.dumps(made.facts(), indent=2))
+    else:
+        typer.echo(made.text())
+
+
+@app.command()
+def run(
+    site: SiteFolder,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of the trainer.")] = 1,
+    log_format: LogFormat = "text",
+) -> None:
+    """Take part: connect to the coordinator, carry out its plans, until stopped.
+
+    Example: medsynth-client run /srv/medsynth/site-a
+    """
+    from medsynth_client.logs import start_logging
+    from medsynth_client.supervisor import run_site
+
+    start_logging(site, "run", format=log_format)
+    run_site(site, device=device, threads=threads, log_format=log_format)
+
+
+@app.command()
+def node(
+    site: SiteFolder,
+    socket: Annotated[Path, typer.Option(help="The trainer's Unix socket.")],
+    watch_parent: WatchParent = False,
+    keep_trying: Annotated[
+        bool, typer.Option(help="Go on for ever, also when the first connection fails.")
+    ] = False,
+    log_format: LogFormat = "text",
+) -> None:
+    """Be the site's half that talks to the coordinator; `run` starts it beside a trainer.
+
+    Example: medsynth-client node /srv/medsynth/site-a --socket /run/medsynth/a.sock
+    """
+    from medsynth_client.logs import start_logging
+    from medsynth_client.node import run_node
+
+    start_logging(site, "node", format=log_format)
+    run_node(site, socket, keep_trying=keep_trying, watch_parent=watch_parent)
 
 
 @privacy.command("status")
@@ -149,4 +228,4 @@ def _tell(problems: "Sequence[Problem]", *, sound: str) -> None:
 
 def main() -> None:
     """Run the command line."""
-    run(app)
+    run_command_line(app)
