@@ -54,6 +54,23 @@ Measured = Annotated[float | None, BeforeValidator(_null_unless_finite)]
 Count = Annotated[int, Field(ge=0)]
 
 
+class Told(_Frozen):
+    """What a site chose to say of its privacy beside an answer, by its own ledger.
+
+    Attributes:
+        epsilon: spent in all; null without a bound, or where the site keeps it to itself.
+        cap: the most it allows; null likewise.
+        delta: the probability that epsilon does not speak for.
+        patients: its declared size.
+
+    """
+
+    epsilon: float | None = Field(default=None, ge=0)
+    cap: float | None = Field(default=None, gt=0)
+    delta: float = Field(gt=0, lt=1)
+    patients: Count
+
+
 class RoundEvent(_Frozen):
     """One finished round.
 
@@ -64,6 +81,7 @@ class RoundEvent(_Frozen):
         seconds: wall time.
         losses: measured on public or synthetic data at the coordinator, never at a site.
         sites: the sites that answered.
+        told: what each of them said of its privacy.
         refused: the sites that did not, each with the name of its error.
         bytes_up: bytes that all sites sent.
         bytes_down: bytes that were sent to all sites.
@@ -77,6 +95,7 @@ class RoundEvent(_Frozen):
     seconds: float = Field(ge=0)
     losses: Mapping[str, Measured] = {}
     sites: tuple[str, ...] = ()
+    told: Mapping[str, Told] = {}
     refused: Mapping[str, str] = {}
     bytes_up: Count = 0
     bytes_down: Count = 0
