@@ -86,7 +86,7 @@ class StandIn:
 
     def _serve(self, client: Any) -> None:
         key = public_key_to_bytes(self.node_key.public_key())
-        joined = client.ActivateNode(ActivateNodeRequest(public_key=key, heartbeat_interval=30))
+        joined = client.ActivateNode(ActivateNodeRequest(public_key=key, heartbeat_interval=600))
         node = Node(node_id=joined.node_id)
         try:
             while not self._stop.wait(0.05):

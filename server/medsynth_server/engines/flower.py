@@ -38,7 +38,6 @@ _ERROR_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9]{0,63}")
 _OBJECTS_A_TENSOR, _OBJECTS_BESIDE, _CHUNK = 2, 16, 1 << 20
 
 
-
 class NodeLost(MedsynthError):
     """A site's node went away in the middle of a round, and did not come back in time."""
 
