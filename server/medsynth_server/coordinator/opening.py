@@ -1,4 +1,4 @@
-"""Opening a federation to its sites: link, door and grid together, and the pulse that keeps them."""
+"""Opening a federation to its sites: link, door and grid, and the pulse that keeps them."""
 
 import threading
 from collections.abc import Callable, Iterator, Mapping

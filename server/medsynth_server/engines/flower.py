@@ -242,7 +242,8 @@ class FlowerGrid:
 
     def _answer(self, asked: _Asked) -> Message | None:
         """What the link has. Raises `Gone`, and whatever is wrong with the answer."""
-        assert asked.name is not None and asked.sealed is not None
+        assert asked.name is not None
+        assert asked.sealed is not None
         expected = expected_update(asked.plan)
         if asked.arriving is None:
             found = self._link.answer(asked.name)
