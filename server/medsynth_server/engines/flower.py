@@ -34,8 +34,8 @@ GRACE: Final = 30.0
 _POLL: Final = 0.25
 #: What an error may be called; anything else that a node sends is no name of an error.
 _ERROR_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9]{0,63}")
-#: Objects of an answer for each of its tensors (array and chunk), and beside them.
-_OBJECTS_A_TENSOR, _OBJECTS_BESIDE, _CHUNK = 2, 16, 1 << 20
+#: An answer's objects: its records, and at least one chunk of so many bytes for its tensors.
+_OBJECTS_BESIDE, _CHUNK = 32, 1 << 20
 
 
 class NodeLost(MedsynthError):
@@ -244,17 +244,15 @@ class FlowerGrid:
         """What the link has. Raises `Gone`, and whatever is wrong with the answer."""
         assert asked.name is not None
         assert asked.sealed is not None
-        expected = expected_update(asked.plan)
+        expected = expected_update(asked.plan).values()
+        size = sum(tensor.numel() * tensor.element_size() for tensor in expected)
         if asked.arriving is None:
             found = self._link.answer(asked.name)
             if found is None:
                 return None
             if found.has_error():
                 return error_reply(_error_name(found), asked.question)
-            size = sum(t.numel() * t.element_size() for t in expected.values())
-            most = _OBJECTS_A_TENSOR * len(expected) + size // _CHUNK + _OBJECTS_BESIDE
-            asked.arriving = self._link.arriving(found, most=most)
-        size = sum(t.numel() * t.element_size() for t in expected.values())
+            asked.arriving = self._link.arriving(found, most=size // _CHUNK + _OBJECTS_BESIDE)
         content = self._link.collect(asked.arriving, most=size)
         if content is None:
             return None
