@@ -52,13 +52,15 @@ def test_two_sites_are_asked_by_sealed_plans_and_their_sealed_answers_come_back(
         assert got.digest() == an_update(wire.plan_for(name)).digest()
 
 
-def spoilt(change: Callable[[SiteUpdate], SiteUpdate]) -> Callable[..., SiteUpdate]:
+def spoilt(
+    change: Callable[[SiteUpdate], SiteUpdate],
+) -> Callable[[StandIn, Wire, RoundPlan], SiteUpdate]:
     return lambda site, wire, plan: sealed(site, wire, plan, change(an_update(plan)))
 
 
 def with_tensors(
     change: Callable[[str, torch.Tensor], dict[str, torch.Tensor]],
-) -> Callable[..., SiteUpdate]:
+) -> Callable[[StandIn, Wire, RoundPlan], SiteUpdate]:
     """An answer of which each tensor was replaced, and which its site has sealed as it is."""
 
     def spoil(update: SiteUpdate) -> SiteUpdate:
@@ -75,7 +77,7 @@ def by_another_key(site: StandIn, wire: Wire, plan: RoundPlan) -> SiteUpdate:
     return sealed(stranger, wire, plan, an_update(plan))
 
 
-HOSTILE = {
+HOSTILE: dict[str, tuple[Callable[[StandIn, Wire, RoundPlan], SiteUpdate], str]] = {
     "NaN": (with_tensors(lambda k, t: {k: t * float("nan")}), "BadMessage"),
     "infinity": (with_tensors(lambda k, t: {k: t / 0}), "BadMessage"),
     "huge": (with_tensors(lambda k, t: {k: t * 1e30}), "BadMessage"),
@@ -135,7 +137,12 @@ def said_by(wire: Wire, say: Saying) -> str:
 def test_a_hostile_site_is_refused_by_name_and_the_others_are_heard(pair: Wire, kind: str) -> None:
     say, error = HOSTILE[kind]
     bad = pair.sites["bad"]
-    assert said_by(pair, lambda plan: update_to_records(say(bad, pair, plan))) == error
+
+    def answer(plan: RoundPlan) -> RecordDict:
+        update: SiteUpdate = say(bad, pair, plan)
+        return update_to_records(update)
+
+    assert said_by(pair, answer) == error
 
 
 def raw(**records: object) -> RecordDict:

@@ -41,7 +41,8 @@ def client(wire: Wire, context: ssl.SSLContext) -> Iterator[httpx.Client]:
 
 
 def stranger_bytes() -> bytes:
-    return public_key_to_bytes(ec.generate_private_key(ec.SECP384R1()).public_key())
+    key: bytes = public_key_to_bytes(ec.generate_private_key(ec.SECP384R1()).public_key())
+    return key
 
 
 #: What was open to anyone in a stock SuperLink.
