@@ -20,6 +20,8 @@ from medsynth_client.node_key import make_node_key, public_line
 from medsynth_client.privacy_command import status as privacy_status
 from medsynth_common.identity import SigningKey
 from medsynth_common.identity.cards import CoordinatorCard, SiteCard, read_card
+from medsynth_server.coordinator.folder import FederationFolder
+from medsynth_server.coordinator.run import ask_to_stop
 from medsynth_server.record import Arm, RoundEvent, read_events, read_privacy
 
 SITES = ("site-1", "site-2")
@@ -98,19 +100,20 @@ def test_a_federation_that_is_stopped_and_killed_ends_with_the_weights_of_a_simu
     with ExitStack() as held:
         with running(["medsynth_server", "run", federation], log) as first:
             wait_for(log, "waiting for sites", first)
+            assert server("run", federation).returncode == 4  # one coordinator a federation
             hospitals = [
                 held.enter_context(
                     running(["medsynth_client", "run", tmp_path / name], tmp_path / f"{name}.log")
                 )
                 for name in SITES
             ]
-            # One coordinator a federation.
-            assert server("run", federation).returncode == 4
             wait_for(log, "moments 1/2", first)
-            assert server("stop", federation).returncode == 0
+            assert ask_to_stop(FederationFolder(federation))  # a command takes a round to start
             assert first.wait(120) == 0
         told = json.loads(server("status", federation, "--format", "json").stdout)
         assert (told["phase"], told["running"]) == ("stopped", False)
+        assert told["rounds_finished"] < 1 + 2 + 3 + 2
+        assert "the same command goes on" in log.read_text()
         assert set(told["sites"]) == set(SITES)
 
         log = tmp_path / "again.log"
