@@ -1,22 +1,16 @@
 """The network engine over real TLS on loopback: what hospitals say, and what is made of it."""
 
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import RecordDict
 
-from federation.stand_in import StandIn
 from federation.wire import Wire, an_update, sealed
-from medsynth_common.errors import TimedOut
-from medsynth_common.identity import SigningKey
 from medsynth_common.plan import RoundPlan
 from medsynth_common.update import SiteUpdate
 from medsynth_common.wire.records import update_from_records, update_to_records
-from medsynth_server.federation import Stopped, _checked
+from medsynth_server.federation import _checked
 
 
 @pytest.fixture
@@ -26,9 +20,7 @@ def wire(tmp_path: Path) -> Iterator[Wire]:
 
 
 def honest(wire: Wire, name: str) -> Callable[[RoundPlan], RecordDict]:
-    return lambda plan: update_to_records(
-        sealed(wire.sites[name], wire, plan, an_update(plan))
-    )
+    return lambda plan: update_to_records(sealed(wire.sites[name], wire, plan, an_update(plan)))
 
 
 def verdict(wire: Wire, name: str, answer: object) -> str:
