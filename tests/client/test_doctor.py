@@ -133,7 +133,7 @@ def test_a_pinned_key_that_is_not_the_card_s(tmp_path: Path) -> None:
 
 def test_a_full_disk_and_a_missing_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = type("usage", (), {"free": 2**29})
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
     findings = found(tmp_path / "nowhere")
     assert (findings["disk"].verdict, findings["disk"].found) == ("bad", "0.5 GiB free")
     assert findings["site.toml"].verdict == "bad"

@@ -1,7 +1,6 @@
 """A hospital as it runs: its two processes, a coordinator's link, and what may die between them."""
 
 import os
-import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -14,6 +13,7 @@ from flwr.app import Message
 
 from federation.hospital import Hospital, make_hospital
 from federation.wire import Wire
+from medsynth_client.hash_chain import exclusive
 from medsynth_client.privacy_command import open_ledger, read_audit
 from medsynth_client.status_command import site_status
 from medsynth_common.identity.cards import CoordinatorCard
@@ -76,8 +76,17 @@ def asking(hand: ThreadPoolExecutor, wire: Wire) -> Future[Mapping[str, Message]
     return hand.submit(wire.ask, timeout=SECONDS)
 
 
-def at_work(hospital: Hospital) -> None:
-    hospital.wait(lambda status: status["node"]["phase"] == "training")
+@contextmanager
+def held_before_release(hospital: Hospital) -> Iterator[None]:
+    """Nothing can be written into the audit log meanwhile, and so nothing leaves the trainer."""
+    hospital.wait(lambda _: site_status(hospital.folder)["trainer_serving"], seconds=SECONDS)
+    with exclusive(hospital.folder / "audit.jsonl", timeout=SECONDS):
+        yield
+
+
+def plan_taken(hospital: Hospital) -> None:
+    """Wait until the trainer has a plan in its hands."""
+    hospital.wait(lambda _: (hospital.folder / "seals.jsonl").exists(), seconds=SECONDS)
 
 
 def charged(hospital: Hospital) -> list[int]:
@@ -124,22 +133,22 @@ def test_a_trainer_that_dies_costs_one_update_and_comes_back(
     hospital: Hospital, wire: Wire, hand: ThreadPoolExecutor
 ) -> None:
     hospital.start().connected()
-    hospital.wait(lambda status: "pid" in status.get("trainer", {}))
-    wire.ask(timeout=SECONDS)  # it is up
-    pid = hospital.pid("trainer")
-    os.kill(pid, signal.SIGSTOP)
-    asked = asking(hand, wire)
-    at_work(hospital)
-    os.kill(pid, signal.SIGKILL)
-    answer = asked.result(SECONDS)[SITE]
+    with held_before_release(hospital):
+        asked = asking(hand, wire)
+        plan_taken(hospital)
+        dead = hospital.pid("trainer")
+        hospital.kill("trainer")
+        answer = asked.result(SECONDS)[SITE]
     assert answer.has_error()
     assert answer.error.reason == "TrainerDied"
-    assert hospital.status["run"]["trainer_died"] == "signal SIGKILL"
+    hospital.wait(lambda status: status["run"].get("trainer_died") == "signal SIGKILL")
 
     again = wire.ask(timeout=SECONDS)[SITE]
     assert not again.has_error(), again.error
-    assert hospital.pid("trainer") != pid
-    assert charged(hospital) == [1]
+    assert hospital.pid("trainer") != dead
+    # What the dead one had charged stays charged: it may have drawn its noise.
+    assert charged(hospital) == [2]
+    assert outcomes(hospital) == ["released"]
     assert hospital.stop() == 0
 
 
@@ -147,16 +156,15 @@ def test_a_node_killed_before_it_delivered_costs_nothing(
     hospital: Hospital, wire: Wire, hand: ThreadPoolExecutor
 ) -> None:
     hospital.start().connected()
-    hospital.wait(lambda status: "pid" in status.get("trainer", {}))
-    trainer, node = hospital.pid("trainer"), hospital.pid("node")
-    asked = asking(hand, wire)
-    at_work(hospital)
-    os.kill(trainer, signal.SIGSTOP)  # it holds the plan
-    os.kill(node, signal.SIGKILL)
-    os.kill(trainer, signal.SIGCONT)  # and makes its update, which nobody takes
-    answer = asked.result(SECONDS)[SITE]
+    with held_before_release(hospital):
+        asked = asking(hand, wire)
+        plan_taken(hospital)
+        trainer, node = hospital.pid("trainer"), hospital.pid("node")
+        hospital.kill("node")
+    answer = asked.result(SECONDS)[SITE]  # the trainer makes its update, which nobody takes
     assert not answer.has_error(), answer.error
     # Asked again under a new seal, and answered from what was kept: one charge, one release.
+    assert len((hospital.folder / "seals.jsonl").read_text().splitlines()) == 2
     assert charged(hospital) == [1]
     assert outcomes(hospital) == ["released"]
     assert hospital.pid("node") != node
