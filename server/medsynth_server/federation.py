@@ -244,8 +244,9 @@ def _checked(message: Message, plan: RoundPlan) -> SiteUpdate | str:
         return str(message.error.reason)[:64]
     try:
         update = update_from_records(message.content)
-        header = update.header
-        if (header.site, header.plan_digest) != (plan.header.site, plan.digest()):
+        header, asked = update.header, plan.header
+        said = (header.run, header.stage, header.round, header.site, header.plan_digest)
+        if said != (asked.run, asked.stage, asked.round, asked.site, plan.digest()):
             raise BadMessage(
                 Problem(name="update", value="another plan's answer", wanted="this plan's")
             )

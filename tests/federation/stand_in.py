@@ -50,6 +50,7 @@ class StandIn:
 
     def __post_init__(self) -> None:
         self._stop = threading.Event()
+        self.idle = threading.Event()
         self._thread = threading.Thread(target=self._work, daemon=True)
 
     @property
@@ -77,6 +78,8 @@ class StandIn:
                 self._serve(client)
         except Exception as error:
             self.failed = error
+        finally:
+            self.idle.set()
 
     def client(self) -> Any:
         keys = self.node_key, self.node_key.public_key()
@@ -86,13 +89,15 @@ class StandIn:
 
     def _serve(self, client: Any) -> None:
         key = public_key_to_bytes(self.node_key.public_key())
-        joined = client.ActivateNode(ActivateNodeRequest(public_key=key, heartbeat_interval=30))
+        joined = client.ActivateNode(ActivateNodeRequest(public_key=key, heartbeat_interval=600))
         node = Node(node_id=joined.node_id)
         try:
             while not self._stop.wait(0.05):
                 found = client.PullMessages(PullMessagesRequest(node=node))
                 if found.messages_list:
+                    self.idle.clear()
                     self._answer(client, node, found)
+                    self.idle.set()
         finally:
             client.DeactivateNode(DeactivateNodeRequest(node_id=node.node_id))
 

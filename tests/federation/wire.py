@@ -82,7 +82,7 @@ class Wire:
         return self.sites[name].start(self.address, self.ca)
 
     def plan_for(self, site: str) -> RoundPlan:
-        return tiny_plan(Stage.SEGMENT, site=site)
+        return tiny_plan(Stage.MOMENTS, site=site)
 
     def ask(self, *, timeout: float = 30.0) -> Mapping[str, Message]:
         """Put one plan to every site; their answers by name."""

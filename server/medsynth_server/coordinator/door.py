@@ -1,4 +1,4 @@
-"""The coordinator's open door: the link under TLS, behind the guard, in a thread of this process."""
+"""The coordinator's open door: the link under TLS, behind the guard, in a thread of its own."""
 
 import logging
 import socket

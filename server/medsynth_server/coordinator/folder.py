@@ -1,10 +1,10 @@
 """The federation's folder: where everything lies, what is secret, and that one process serves it.
 
-    federation.toml   settings            keys/  signing.key server.key ca.key   (mode 0600)
-    coordinator.card  for hospitals       pki/   ca.crt server.crt
-    enrolment.txt     fingerprints        sites/ NAME.card, one a hospital
-    state/            the link's database, checkpoint, status.json, lock
-    run/              the run, as `simulate` leaves one
+federation.toml   settings            keys/  signing.key server.key ca.key   (mode 0600)
+coordinator.card  for hospitals       pki/   ca.crt server.crt
+enrolment.txt     fingerprints        sites/ NAME.card, one a hospital
+state/            the link's database, checkpoint, status.json, lock
+run/              the run, as `simulate` leaves one
 """
 
 import fcntl

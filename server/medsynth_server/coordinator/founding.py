@@ -135,6 +135,7 @@ def _sheet(card: CoordinatorCard, certificate: bytes) -> str:
     shown = x509.load_pem_x509_certificates(certificate)[0]
     digits = shown.fingerprint(hashes.SHA256()).hex()
     server = " ".join(digits[i : i + 4] for i in range(0, len(digits), 4))
+    until = shown.not_valid_after_utc.strftime("%Y-%m-%d")
     return textwrap.dedent(
         f"""\
         Federation {card.federation}, coordinator at {card.address}
@@ -148,7 +149,7 @@ def _sheet(card: CoordinatorCard, certificate: bytes) -> str:
 
             medsynth-server sites add DIR NAME --card site.card --fingerprint "..."
 
-        For reference, SHA-256 of the server's certificate, valid until {shown.not_valid_after_utc:%Y-%m-%d}:
+        For reference, SHA-256 of the server's certificate, valid until {until}:
 
             {server}
         """

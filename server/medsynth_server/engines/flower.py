@@ -38,7 +38,6 @@ _ERROR_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9]{0,63}")
 _OBJECTS_A_TENSOR, _OBJECTS_BESIDE, _CHUNK = 2, 16, 1 << 20
 
 
-
 class NodeLost(MedsynthError):
     """A site's node went away in the middle of a round, and did not come back in time."""
 
@@ -243,7 +242,8 @@ class FlowerGrid:
 
     def _answer(self, asked: _Asked) -> Message | None:
         """What the link has. Raises `Gone`, and whatever is wrong with the answer."""
-        assert asked.name is not None and asked.sealed is not None
+        assert asked.name is not None
+        assert asked.sealed is not None
         expected = expected_update(asked.plan)
         if asked.arriving is None:
             found = self._link.answer(asked.name)

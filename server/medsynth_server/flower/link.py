@@ -23,7 +23,6 @@ from flwr.common.constant import (
     NOOP_FLWR_AID,
     ErrorCode,
     Status,
-    SubStatus,
 )
 from flwr.server.superlink.linkstate import LinkStateFactory
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, NOOP_FEDERATION_ID, TaskType

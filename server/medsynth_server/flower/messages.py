@@ -7,8 +7,9 @@ from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-# Flower logs through its own handler; what a run tells its user comes from our own progress.
-logging.getLogger("flwr").setLevel(logging.ERROR)
+# Flower logs through its own handler, every refused request of a stranger's as an error; what a run
+# tells its user comes from our own progress.
+logging.getLogger("flwr").setLevel(logging.CRITICAL)
 
 
 def start_identity(run_id: int) -> Run:
