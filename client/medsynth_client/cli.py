@@ -113,6 +113,7 @@ def run(
     site: SiteFolder,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of the trainer.")] = 1,
+    watch_parent: WatchParent = False,
     log_format: LogFormat = "text",
 ) -> None:
     """Take part: connect to the coordinator, carry out its plans, until stopped.
@@ -121,8 +122,11 @@ def run(
     """
     from medsynth_client.logs import start_logging
     from medsynth_client.supervisor import run_site
+    from medsynth_client.watching import end_with_parent
 
     start_logging(site, "run", format=log_format)
+    if watch_parent:
+        end_with_parent()
     run_site(site, device=device, threads=threads, log_format=log_format)
 
 
