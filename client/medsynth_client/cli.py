@@ -113,6 +113,7 @@ def run(
     site: SiteFolder,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of the trainer.")] = 1,
+    watch_parent: WatchParent = False,
     log_format: LogFormat = "text",
 ) -> None:
     """Take part: connect to the coordinator, carry out its plans, until stopped.
@@ -121,8 +122,11 @@ def run(
     """
     from medsynth_client.logs import start_logging
     from medsynth_client.supervisor import run_site
+    from medsynth_client.watching import end_with_parent
 
     start_logging(site, "run", format=log_format)
+    if watch_parent:
+        end_with_parent()
     run_site(site, device=device, threads=threads, log_format=log_format)
 
 
@@ -145,6 +149,57 @@ def node(
 
     start_logging(site, "node", format=log_format)
     run_node(site, socket, keep_trying=keep_trying, watch_parent=watch_parent)
+
+
+@app.command()
+def doctor(site: SiteFolder, format: Format = "text") -> None:
+    """Look for what stands in the way of a run: network, clock, keys, disk, data. Exit 0, 2 or 4.
+
+    Example: medsynth-client doctor /srv/medsynth/site-a
+    """
+    from medsynth_client.doctor import examine, exit_code
+
+    findings = []
+    for one in examine(site):
+        findings.append(one)
+        if format == "text":
+            mend = f"\n        {one.mend}" if one.mend else ""
+            typer.echo(f"{one.verdict:>7} {one.name}: {one.found}{mend}")
+    if format == "json":
+        typer.echo(json.dumps([one.facts() for one in findings], indent=2))
+    raise typer.Exit(exit_code(findings))
+
+
+@app.command()
+def status(site: SiteFolder, format: Format = "text") -> None:
+    """Show what a site is doing, what its patients have spent, and what left today.
+
+    Example: medsynth-client status /srv/medsynth/site-a
+    """
+    from medsynth_client.status_command import site_status, status_text
+
+    facts = site_status(site)
+    typer.echo(json.dumps(facts, indent=2) if format == "json" else status_text(facts))
+
+
+@app.command()
+def check(site: SiteFolder, format: Format = "text") -> None:
+    """Read every patient of site.toml and tell all problems at once. Exit 4 when there are any.
+
+    Example: medsynth-client check /srv/medsynth/site-a
+    """
+    from medsynth_client.data_check import check_data
+    from medsynth_common.errors import BadData
+
+    found = check_data(site)
+    if format == "json":
+        typer.echo(json.dumps(found.facts(), indent=2))
+        raise typer.Exit(BadData.exit_code if found.problems else 0)
+    if found.unlisted:
+        typer.echo(f"not in site.toml: {', '.join(found.unlisted)}", err=True)
+    if found.problems:
+        raise BadData(found.problems)
+    typer.echo(f"{found.site}: {found.patients} patients can be trained on")
 
 
 @privacy.command("status")

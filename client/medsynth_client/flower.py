@@ -70,7 +70,7 @@ logging.getLogger("flwr").setLevel(logging.CRITICAL)
 
 #: The kind of message that carries a plan.
 PLAN: Final = str(MessageType.TRAIN)
-_TIMEOUT: Final = httpx.Timeout(30.0, connect=8.0)
+_TIMEOUT: Final = httpx.Timeout(30.0, connect=5.0)
 
 
 class RunEnded(MedsynthError):
@@ -144,6 +144,21 @@ class Fleet:
         except NotAdmitted:
             return False
         return True
+
+    def require_enrolled(self, node: int) -> None:
+        """Raise `NotAdmitted` unless the key is known. Changes nothing: a node in session stays.
+
+        `node` is its number, 0 while it has none.
+        """
+        request = GetRunRequest(node=Node(node_id=node), run_id=0)
+        try:
+            self._call(self._client.GetRun, request)
+        except NotAdmitted as error:
+            response = error.__cause__.response  # type: ignore[union-attr] # _call's own
+            unauthorized = response.status_code == httpx.codes.UNAUTHORIZED
+            # The key was looked at before the number, and the number is not known yet.
+            if unauthorized and (node or _flower_code(response) is not None):
+                raise
 
     def heartbeat(self) -> bool:
         """Say that this node lives; False when the coordinator does not know it any more."""

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from flwr.app import RecordDict
 
@@ -23,6 +23,7 @@ from medsynth_client.recheck import TrainerRefused, check_again
 from medsynth_client.site_file import SiteFile
 from medsynth_client.status_file import StatusFile
 from medsynth_client.trainer_link import TrainerLink
+from medsynth_client.watching import end_with_parent
 from medsynth_common.durable import write_bytes
 from medsynth_common.errors import (
     CodeRefused,
@@ -253,12 +254,7 @@ def run_node(folder: Path, socket: Path, *, keep_trying: bool, watch_parent: boo
     key = load_node_key(folder / NODE_KEY)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     if watch_parent:
-        threading.Thread(target=_end_with_parent, daemon=True).start()
+        end_with_parent()
     context = tls_context(card, site.connection.extra_ca)
     with Fleet(card.address, key=key, context=context) as fleet:
         Node(folder, fleet, TrainerLink(socket)).serve(keep_trying=keep_trying)
-
-
-def _end_with_parent() -> Any:
-    sys.stdin.buffer.read()
-    signal.raise_signal(signal.SIGTERM)

@@ -97,12 +97,10 @@ class Child:
         return self.process is None and time.monotonic() >= self.wait_until
 
     def stop(self) -> None:
-        """End it, gently first."""
+        """End it: the node says good-bye, a trainer may be cut off anywhere."""
         if self.process is None:
             return
-        assert self.process.stdin is not None
-        with suppress(BrokenPipeError):
-            self.process.stdin.close()
+        self.process.terminate()
         try:
             self.process.wait(_STOP_SECONDS)
         except subprocess.TimeoutExpired:

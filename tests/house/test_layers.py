@@ -16,7 +16,13 @@ PACKAGES = {wing: f"medsynth_{wing}" for wing in WINGS}
 #: Where a third-party package may be imported: paths, or beginnings of paths.
 FACES = {
     "nibabel": ("common/medsynth_common/volumes.py",),
-    "grpc": ("common/medsynth_common/wire/", "server/medsynth_server/engines/"),
+    "grpc": (
+        "common/medsynth_common/wire/",
+        "server/medsynth_server/engines/",
+        "client/medsynth_client/trainer_link.py",
+    ),
+    "grpc_health": ("common/medsynth_common/wire/",),
+    "httpx": ("client/medsynth_client/flower.py",),
     "opacus": ("common/medsynth_common/privacy/",),
     "typer": ("client/medsynth_client/cli.py", "server/medsynth_server/cli.py"),
     "click": ("common/medsynth_common/command_line.py",),
@@ -24,7 +30,7 @@ FACES = {
 FACES |= dict.fromkeys(("fastapi", "starlette"), ("server/medsynth_server/flower/link.py",))
 FACES["uvicorn"] = ("server/medsynth_server/coordinator/door.py",)
 PUBLIC_FLOWER = ("flwr.app", "flwr.serverapp", "flwr.clientapp")
-FLOWER_ADAPTERS = ("server/medsynth_server/flower/",)
+FLOWER_ADAPTERS = ("server/medsynth_server/flower/", "client/medsynth_client/flower.py")
 
 
 @pytest.fixture
