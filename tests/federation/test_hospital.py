@@ -110,7 +110,8 @@ def test_a_plan_is_answered_and_the_trainer_has_no_network(hospital: Hospital, w
     assert charged(hospital) == [1]
 
     facts = site_status(hospital.folder)
-    assert (facts["phase"], facts["stage"], facts["round"]) == ("waiting", "segment", 1)
+    stage = wire.plan_for(SITE).header.stage
+    assert (facts["phase"], facts["stage"], facts["round"]) == ("waiting", stage, 1)
     assert (facts["releases_today"], facts["trainer_serving"]) == (1, True)
     assert 0 < facts["epsilon"] < facts["cap"]
     if facts["trainer_isolated"]:
