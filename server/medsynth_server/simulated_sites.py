@@ -165,7 +165,7 @@ def write_site(
                 name=str(path),
                 value="a site that began with other patients",
                 wanted="the patients of this command",
-                mend="give the --data that the run began with, or another --out",
+                mend="give the --data and --engine that the run began with, or another --out",
             )
         )
 

@@ -17,8 +17,8 @@ from medsynth_server.coordinator.pki import split_address
 
 _START_SECONDS: Final = 30.0
 _STOP_SECONDS: Final = 5.0
-#: Requests at once; each may hold one object's body in memory.
-_AT_ONCE: Final = 128
+#: Connections at once; each of an enrolled node's may hold one object's body in memory.
+_AT_ONCE: Final = 1024
 
 
 class Door:

@@ -105,7 +105,7 @@ def _pulse(link: Link, on_pulse: Callable[[], None]) -> Iterator[None]:
     done = threading.Event()
 
     def beat() -> None:
-        # A failed beat ends this thread; the main one meets the same at its next question.
+        # What fails here ends this thread; the grid beats too, and so the run meets the same.
         while not done.wait(_PULSE_SECONDS):
             link.beat()
             on_pulse()

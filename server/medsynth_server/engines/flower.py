@@ -7,6 +7,7 @@ answers from what it keeps; one that stays away is dropped from the round and as
 
 import logging
 import re
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -32,10 +33,11 @@ _TRIES: Final = 5
 #: Seconds for which a node that went away may come back before the round goes on without it.
 GRACE: Final = 30.0
 _POLL: Final = 0.25
+_BEAT_SECONDS: Final = 5.0
 #: What an error may be called; anything else that a node sends is no name of an error.
 _ERROR_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9]{0,63}")
-#: Objects of an answer for each of its tensors (array and chunk), and beside them.
-_OBJECTS_A_TENSOR, _OBJECTS_BESIDE, _CHUNK = 2, 16, 1 << 20
+#: An answer's objects: its records, and at least one chunk of so many bytes for its tensors.
+_OBJECTS_BESIDE, _CHUNK = 32, 1 << 20
 
 
 class NodeLost(MedsynthError):
@@ -113,11 +115,16 @@ class FlowerGrid:
         # Also of sites that were taken out, whose questions may still be open.
         self._sites: dict[int, str] = {}
         self._keys: dict[str, VerifyKey] = {}
+        self._enrolling = threading.Lock()  # a status board looks from another thread
+        self._beaten = float("-inf")
         self.enrol()
 
     def enrol(self) -> None:
         """Read the cards anew: let in whom there is a card for, and nobody else."""
-        cards = self._cards()
+        with self._enrolling:
+            self._enrol(self._cards())
+
+    def _enrol(self, cards: Mapping[str, SiteCard]) -> None:
         pems = {site: pem_of(card.node_key) for site, card in cards.items()}
         if pems != self._pems:
             self._node_of = {s: self._link.register(card.node_key) for s, card in cards.items()}
@@ -148,6 +155,7 @@ class FlowerGrid:
         deadline = time.monotonic() + self._join_deadline
         told: list[str] | None = None
         while True:
+            self._beat()
             nodes = self.nodes()
             here = [site for site, node in nodes.items() if node.online]
             if len(here) >= self._quorum:
@@ -167,6 +175,12 @@ class FlowerGrid:
                 )
             time.sleep(_POLL)
 
+    def _beat(self) -> None:
+        """Keep the link's run alive, and learn here if it is not: else every node seems lost."""
+        if time.monotonic() > self._beaten + _BEAT_SECONDS:
+            self._link.beat()
+            self._beaten = time.monotonic()
+
     def site_of(self, node: int) -> str:
         """The name of a node's site."""
         return self._sites[node]
@@ -182,6 +196,7 @@ class FlowerGrid:
             for asked in open_questions:
                 self._lay_out(asked, seconds)
             while open_questions:
+                self._beat()
                 late = time.monotonic() > deadline
                 nodes = self.nodes()
                 for asked in list(open_questions):
@@ -244,17 +259,15 @@ class FlowerGrid:
         """What the link has. Raises `Gone`, and whatever is wrong with the answer."""
         assert asked.name is not None
         assert asked.sealed is not None
-        expected = expected_update(asked.plan)
+        expected = expected_update(asked.plan).values()
+        size = sum(tensor.numel() * tensor.element_size() for tensor in expected)
         if asked.arriving is None:
             found = self._link.answer(asked.name)
             if found is None:
                 return None
             if found.has_error():
                 return error_reply(_error_name(found), asked.question)
-            size = sum(t.numel() * t.element_size() for t in expected.values())
-            most = _OBJECTS_A_TENSOR * len(expected) + size // _CHUNK + _OBJECTS_BESIDE
-            asked.arriving = self._link.arriving(found, most=most)
-        size = sum(t.numel() * t.element_size() for t in expected.values())
+            asked.arriving = self._link.arriving(found, most=size // _CHUNK + _OBJECTS_BESIDE)
         content = self._link.collect(asked.arriving, most=size)
         if content is None:
             return None
