@@ -46,7 +46,14 @@ def test_from_cards_to_a_checked_site(
         write_patient(tmp_path / "data" / name)
     card("127.0.0.1:9").write(tmp_path / "coordinator.card")
     site = tmp_path / "site"
-    words = ["init", site, "--name", "site-a", "--coordinator", tmp_path / "coordinator.card"]
+    words: list[str | Path] = [
+        "init",
+        site,
+        "--name",
+        "site-a",
+        "--coordinator",
+        tmp_path / "coordinator.card",
+    ]
     words += ["--data", tmp_path / "data", "--declared-patients", "2"]
     code, out, _ = command(monkeypatch, capsys, *words, "--format", "json")
     assert code == 0
