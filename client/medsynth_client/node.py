@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 NODE_ID: Final = "node_id"
 #: How long the first connection of a run is tried for, seconds.
-FIRST_PATIENCE: Final = 12.0
+FIRST_PATIENCE: Final = 6.0
 _POLL_SECONDS: Final = 1.0
 _BEAT_SECONDS: Final = 20.0
 #: Longer than a coordinator takes to notice that a node has left.
@@ -113,7 +113,8 @@ class Node:
                 node = self._join_once()
             except ConnectionFailed as error:
                 over = patience is not None and (
-                    not isinstance(error, Unreachable) or time.monotonic() + wait - began > patience
+                    not isinstance(error, Unreachable)
+                    or time.monotonic() + wait - began >= patience
                 )
                 if over:
                     self._status.set(phase="stopped", error=type(error).__name__, reason=str(error))

@@ -28,7 +28,7 @@ from medsynth_client.node import NODE_ID
 from medsynth_client.node_key import NODE_KEY, load_node_key
 from medsynth_client.site_file import SiteFile
 from medsynth_client.status_file import StatusFile
-from medsynth_common.errors import BadConfig, ConnectionFailed, MedsynthError, Problem, TimedOut
+from medsynth_common.errors import BadConfig, Problem, TimedOut
 from medsynth_common.identity import SigningKey
 
 log = logging.getLogger(__name__)
@@ -40,14 +40,6 @@ _LONGEST_WAIT: Final = 60.0
 _HEALTHY_SECONDS: Final = 600.0
 #: Ends that another start would only repeat: no connection or key, bad input, refused.
 _FINAL: Final = frozenset({2, 4, 5})
-
-
-class Ended(MedsynthError):
-    """A process of the site ended with a code that another start would only repeat."""
-
-    def __init__(self, name: str, code: int) -> None:
-        super().__init__(f"the {name} ended with exit code {code}; its own message stands above")
-        self.exit_code = code
 
 
 @dataclass(kw_only=True)
@@ -115,8 +107,7 @@ def run_site(folder: Path, *, device: str, threads: int, log_format: LogFormat) 
 
     Raises:
         BadConfig: the folder is no whole site, or the site runs already.
-        ConnectionFailed: the first connection failed; the node has said why.
-        Ended: a process ended for good.
+        SystemExit: a process ended for good, and has said why; with its exit code.
 
     """
     _check(folder)
@@ -154,16 +145,13 @@ def _watch(children: Sequence[Child], status: StatusFile, *, joined: Path) -> No
 
 def _note(child: Child, code: int, status: StatusFile) -> None:
     if code in _FINAL:
-        raise ConnectionFailed(_first_fault(child, code)) if code == 2 else Ended(child.name, code)
+        log.info("the %s ended with exit code %d", child.name, code)
+        sys.exit(code)
     how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
     wait = max(0.0, child.wait_until - time.monotonic())
     log.error("the %s died (%s); started again in %.0f s", child.name, how, wait)
     died = {f"{child.name}_died": how, f"{child.name}_restarts": child.ends}
     status.set(**died)
-
-
-def _first_fault(child: Child, code: int) -> str:
-    return f"the {child.name} could not connect (exit code {code}); its own message stands above"
 
 
 def _children(

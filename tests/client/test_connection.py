@@ -2,10 +2,13 @@
 
 import json
 import socket
+import socketserver
 import ssl
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from certificates import Authority, authority, server_context
 from client.http_server import Saying, answering
 from medsynth_client.connection import clock_skew, fault_of, not_in_time, tls_context
 from medsynth_client.flower import Fleet
+from medsynth_client.probe import ask_health
 from medsynth_common.errors import (
     BadConfig,
     ConnectionFailed,
@@ -47,6 +51,45 @@ def fault(address: str) -> ConnectionFailed:
         made.activate()
     assert "\n" not in str(caught.value)
     return caught.value
+
+
+@dataclass
+class Tunnel:
+    """A proxy that passes bytes on, as most do."""
+
+    place: str
+    asked: list[str]
+
+
+@contextmanager
+def tunnel() -> Iterator[Tunnel]:
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            line = self.rfile.readline().decode().strip()
+            made.asked.append(line.rpartition(" ")[0])
+            while self.rfile.readline().strip():
+                pass
+            host, _, port = line.split()[1].rpartition(":")
+            with socket.create_connection((host, int(port))) as beyond:
+                self.wfile.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+                back = threading.Thread(target=pass_on, args=(beyond, self.connection))
+                back.start()
+                pass_on(self.connection, beyond)
+                back.join()
+
+    def pass_on(here: socket.socket, there: socket.socket) -> None:
+        with suppress(OSError):  # either end may hang up first
+            while content := here.recv(4096):
+                there.sendall(content)
+            there.shutdown(socket.SHUT_WR)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        made = Tunnel(f"127.0.0.1:{server.server_address[1]}", [])
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield made
+        server.shutdown()
+        thread.join()
 
 
 Context = Callable[[Path], ssl.SSLContext | None]
@@ -130,6 +173,19 @@ def test_a_proxy_of_the_environment_is_used(
         assert isinstance(fault(address), Unreachable)  # it did not go past the proxy
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         assert isinstance(fault(address), Untrusted)
+
+
+def test_a_proxy_is_gone_through_as_it_opens_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    with answering(Saying(404), server_context(CA, tmp_path)) as address, tunnel() as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", f"http://{proxy.place}")
+        with fleet(address) as made, pytest.raises(Untrusted, match="404"):
+            made.activate()
+        assert ask_health(address, tls_context(card(address), None))["date"]
+        assert proxy.asked == [f"CONNECT {address}"] * 2
 
 
 def test_clocks_are_compared_by_the_date_of_an_answer() -> None:

@@ -13,7 +13,9 @@ from flwr.app import Message
 
 from federation.hospital import Hospital, make_hospital
 from federation.wire import Wire
+from medsynth_client.doctor import examine
 from medsynth_client.hash_chain import exclusive
+from medsynth_client.node import NODE_ID
 from medsynth_client.privacy_command import open_ledger, read_audit
 from medsynth_client.status_command import site_status
 from medsynth_common.identity.cards import CoordinatorCard
@@ -110,7 +112,8 @@ def test_a_plan_is_answered_and_the_trainer_has_no_network(hospital: Hospital, w
     assert charged(hospital) == [1]
 
     facts = site_status(hospital.folder)
-    assert (facts["phase"], facts["stage"], facts["round"]) == ("waiting", "segment", 1)
+    stage = wire.plan_for(SITE).header.stage
+    assert (facts["phase"], facts["stage"], facts["round"]) == ("waiting", stage, 1)
     assert (facts["releases_today"], facts["trainer_serving"]) == (1, True)
     assert 0 < facts["epsilon"] < facts["cap"]
     if facts["trainer_isolated"]:
@@ -171,6 +174,23 @@ def test_a_node_killed_before_it_delivered_costs_nothing(
     assert hospital.pid("trainer") == trainer
     assert "ended the session that an earlier process left open" in hospital.log("node")
     assert hospital.stop() == 0
+
+
+def test_doctor_asks_a_true_coordinator_and_joins_nothing(
+    hospital: Hospital, wire: Wire, tmp_path: Path
+) -> None:
+    def found(folder: Path) -> dict[str, str]:
+        return {one.name: one.verdict for one in examine(folder)}
+
+    never_joined = found(hospital.folder)
+    assert "bad" not in never_joined.values()
+    assert {never_joined["tls"], never_joined["clock"], never_joined["key"]} == {"ok"}
+    [node] = wire.link.nodes()
+    assert wire.link.nodes()[node].seen is None
+    (hospital.folder / NODE_ID).write_text(f"{node}\n")  # as one that had joined before
+    assert found(hospital.folder)["key"] == "ok"
+    stranger = make_hospital(tmp_path / "stranger", name="stranger", card=card_of(wire))
+    assert found(stranger.folder)["key"] == "bad"
 
 
 def test_a_key_that_is_not_enrolled_is_told_at_once(wire: Wire, tmp_path: Path) -> None:
