@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from medsynth_common import __version__
-from medsynth_common.command_line import run
+from medsynth_common.command_line import run as run_command_line
 
 if TYPE_CHECKING:
     from medsynth_common.errors import Problem
@@ -28,7 +28,12 @@ app.add_typer(privacy, name="privacy")
 app.add_typer(audit, name="audit")
 
 Format = Annotated[Literal["text", "json"], typer.Option(help="text or json.")]
+NewFolder = Annotated[Path, typer.Argument(help="The folder to make.")]
 SiteFolder = Annotated[Path, typer.Argument(help="A site's folder.")]
+WatchParent = Annotated[
+    bool, typer.Option(help="Stop when standard input closes, as it does when a parent dies.")
+]
+LogFormat = Annotated[Literal["text", "json"], typer.Option(help="How log lines are written.")]
 
 
 def _version(wanted: bool) -> None:
@@ -55,14 +60,24 @@ def trainer(
     socket: Annotated[Path, typer.Option(help="The Unix socket to serve on.")],
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of this process.")] = 1,
-    watch_parent: Annotated[
-        bool, typer.Option(help="Stop when standard input closes, as it does when a parent dies.")
+    watch_parent: WatchParent = False,
+    isolate: Annotated[
+        bool, typer.Option(help="Leave the network, where the system allows it.")
     ] = False,
+    log_format: LogFormat | None = None,
 ) -> None:
     """Hold a site's patients and carry out plans that arrive on a Unix socket.
 
     Example: medsynth-client trainer --site /srv/medsynth/site-a --socket /run/medsynth/a.sock
     """
+    if log_format is not None:
+        from medsynth_client.logs import start_logging
+
+        start_logging(site[0], "trainer", format=log_format)
+    if isolate:  # before anything that starts threads
+        from medsynth_client.isolation import isolate_trainer
+
+        isolate_trainer(site[0])
     from medsynth_client.trainer import run_trainer
 
     run_trainer(site, socket, device=device, threads=threads, watch_parent=watch_parent)
@@ -93,6 +108,125 @@ def evidence(
     else:
         typer.echo(str(page))
     _fail_for(found.problems)
+
+
+@app.command()
+def init(
+    folder: NewFolder,
+    name: Annotated[str, typer.Option(help="The site's name, in every plan and record.")],
+    coordinator: Annotated[Path, typer.Option(help="The card that the coordinator sent.")],
+    data: Annotated[Path, typer.Option(help="The folder whose folders are the patients.")],
+    declared_patients: Annotated[
+        int | None, typer.Option(min=1, help="The site's public size; not the true count.")
+    ] = None,
+    format: Format = "text",
+) -> None:
+    """Make a site's folder: keys, a site.toml to edit, and the card to send to the coordinator.
+
+    Example: medsynth-client init /srv/medsynth --name site-a --coordinator coordinator.card
+    --data /data/brains
+    """
+    from medsynth_client.enrolment import enrol
+
+    made = enrol(folder, name=name, card=coordinator, data=data, declared=declared_patients)
+    if format == "json":
+        typer.echo(json.dumps(made.facts(), indent=2))
+    else:
+        typer.echo(made.text())
+
+
+@app.command()
+def run(
+    site: SiteFolder,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of the trainer.")] = 1,
+    watch_parent: WatchParent = False,
+    log_format: LogFormat = "text",
+) -> None:
+    """Take part: connect to the coordinator, carry out its plans, until stopped.
+
+    Example: medsynth-client run /srv/medsynth/site-a
+    """
+    from medsynth_client.logs import start_logging
+    from medsynth_client.supervisor import run_site
+    from medsynth_client.watching import end_with_parent
+
+    start_logging(site, "run", format=log_format)
+    if watch_parent:
+        end_with_parent()
+    run_site(site, device=device, threads=threads, log_format=log_format)
+
+
+@app.command()
+def node(
+    site: SiteFolder,
+    socket: Annotated[Path, typer.Option(help="The trainer's Unix socket.")],
+    watch_parent: WatchParent = False,
+    keep_trying: Annotated[
+        bool, typer.Option(help="Go on for ever, also when the first connection fails.")
+    ] = False,
+    log_format: LogFormat = "text",
+) -> None:
+    """Be the site's half that talks to the coordinator; `run` starts it beside a trainer.
+
+    Example: medsynth-client node /srv/medsynth/site-a --socket /run/medsynth/a.sock
+    """
+    from medsynth_client.logs import start_logging
+    from medsynth_client.node import run_node
+
+    start_logging(site, "node", format=log_format)
+    run_node(site, socket, keep_trying=keep_trying, watch_parent=watch_parent)
+
+
+@app.command()
+def doctor(site: SiteFolder, format: Format = "text") -> None:
+    """Look for what stands in the way of a run: network, clock, keys, disk, data. Exit 0, 2 or 4.
+
+    Example: medsynth-client doctor /srv/medsynth/site-a
+    """
+    from medsynth_client.doctor import examine, exit_code
+
+    findings = []
+    for one in examine(site):
+        findings.append(one)
+        if format == "text":
+            mend = f"\n        {one.mend}" if one.mend else ""
+            typer.echo(f"{one.verdict:>7} {one.name}: {one.found}{mend}")
+    if format == "json":
+        typer.echo(json.dumps([one.facts() for one in findings], indent=2))
+    raise typer.Exit(exit_code(findings))
+
+
+@app.command()
+def status(site: SiteFolder, format: Format = "text") -> None:
+    """Show what a site is doing, what its patients have spent, and what left today.
+
+    Example: medsynth-client status /srv/medsynth/site-a
+    """
+    from medsynth_client.status_command import site_status, status_text
+
+    facts = site_status(site)
+    typer.echo(json.dumps(facts, indent=2) if format == "json" else status_text(facts))
+
+
+@app.command()
+def check(site: SiteFolder, format: Format = "text") -> None:
+    """Read every patient of site.toml and tell all problems at once. Exit 4 when there are any.
+
+    Example: medsynth-client check /srv/medsynth/site-a
+    """
+    from medsynth_client.data_check import check_data
+    from medsynth_common.errors import BadData
+
+    found = check_data(site)
+    if format == "json":
+        typer.echo(json.dumps(found.facts(), indent=2))
+        raise typer.Exit(BadData.exit_code if found.problems else 0)
+    if found.unlisted:
+        typer.echo(f"not in site.toml: {', '.join(found.unlisted)}", err=True)
+    if found.problems:
+        raise BadData(found.problems)
+    typer.echo(f"{found.site}: {found.patients} patients can be trained on")
 
 
 @privacy.command("status")
@@ -240,4 +374,4 @@ def _fail_for(problems: "Sequence[Problem]") -> None:
 
 def main() -> None:
     """Run the command line."""
-    run(app)
+    run_command_line(app)

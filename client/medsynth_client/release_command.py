@@ -20,10 +20,9 @@ from medsynth_common.dataset import (
     PatientFiles,
     check_patients,
     checked_patients,
-    find_patients,
     prepare,
 )
-from medsynth_common.dataset.source import FolderSource, Source, load_patients
+from medsynth_common.dataset.source import FolderSource, Source, files_in, load_patients
 from medsynth_common.durable import write_bytes
 from medsynth_common.learning.volumes import Volume
 from medsynth_common.release_check import ReleaseCheck, Verdict, check_release
@@ -136,7 +135,7 @@ def _left_over(source: Source) -> list[PatientFiles]:
     """The site's patients that it does not train on and whose files are whole."""
     if not isinstance(source, FolderSource):
         return []
-    found = find_patients(Path(source.root), source.data).get(source.site, [])
+    found = files_in(Path(source.root), source.data, source.site)
     others = [files for files in found if files.name not in source.patients]
     # One at a time: a damaged patient may be the very reason why it is not trained on.
-    return [files for files in others if not check_patients({source.site: [files]}, source.data)]
+    return [files for files in others if not check_patients({files.site: [files]}, source.data)]

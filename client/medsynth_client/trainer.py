@@ -116,10 +116,30 @@ def choose_device(name: str) -> torch.device:
         raise BadConfig(Problem(name="device", value=name, wanted=wanted)) from error
 
 
+def _require_private(folder: Path) -> None:
+    """Raise `BadConfig` unless this user alone can enter the socket's folder.
+
+    gRPC does not say which user calls. The kernel does not let another one call: to connect, the
+    socket's folder must be entered (0700) and the socket be written to (0600). Root may, as
+    everywhere.
+    """
+    found = folder.stat()
+    if found.st_uid == os.getuid() and not found.st_mode & 0o077:
+        return
+    problem = Problem(
+        name=str(folder),
+        value=f"mode {found.st_mode & 0o777:04o}, owner {found.st_uid}",
+        wanted="a folder that only the trainer's own user can enter",
+        mend=f"mkdir -m 700 a folder for the socket alone, as user {os.getuid()}",
+    )
+    raise BadConfig(problem)
+
+
 def run_trainer(
     folders: Sequence[Path], socket: Path, *, device: str, threads: int, watch_parent: bool
 ) -> None:
     """Serve until told to stop; with `watch_parent`, until standard input closes."""
+    _require_private(socket.parent)
     torch.set_num_threads(threads)
     # Which kernel runs must not depend on what ran before: the same plan, the same weights.
     torch.use_deterministic_algorithms(True, warn_only=True)

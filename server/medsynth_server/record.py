@@ -68,6 +68,23 @@ class NoisedMetric(_Frozen):
         return f"{self.value:.3f} ± {self.noise_sd:.3f} (SD of the noise; training patients)"
 
 
+class Told(_Frozen):
+    """What a site chose to say of its privacy beside an answer, by its own ledger.
+
+    Attributes:
+        epsilon: spent in all; null without a bound, or where the site keeps it to itself.
+        cap: the most it allows; null likewise.
+        delta: the probability that epsilon does not speak for.
+        patients: its declared size.
+
+    """
+
+    epsilon: float | None = Field(default=None, ge=0)
+    cap: float | None = Field(default=None, gt=0)
+    delta: float = Field(gt=0, lt=1)
+    patients: Count
+
+
 class RoundEvent(_Frozen):
     """One finished round.
 
@@ -79,6 +96,7 @@ class RoundEvent(_Frozen):
         losses: measured on public or synthetic data at the coordinator, never at a site.
         site_metrics: of the sites' own patients: private releases, charged like all others.
         sites: the sites that answered.
+        told: what each of them said of its privacy.
         refused: the sites that did not, each with the name of its error.
         bytes_up: bytes that all sites sent.
         bytes_down: bytes that were sent to all sites.
@@ -93,6 +111,7 @@ class RoundEvent(_Frozen):
     losses: Mapping[str, Measured] = {}
     site_metrics: Mapping[str, NoisedMetric] = {}
     sites: tuple[str, ...] = ()
+    told: Mapping[str, Told] = {}
     refused: Mapping[str, str] = {}
     bytes_up: Count = 0
     bytes_down: Count = 0

@@ -142,8 +142,12 @@ def check_delta(delta: float, sizes: Mapping[str, int]) -> None:
         raise BadConfig(problems)
 
 
-def write_site(folder: Path, site: SimulatedSite, config: RunConfig) -> None:
+def write_site(
+    folder: Path, site: SimulatedSite, config: RunConfig, *, coordinator: str | None = None
+) -> None:
     """Write a simulated site's site.toml, unless it is there.
+
+    `coordinator` is the public key whose seal its plans must bear, where they come over a network.
 
     Raises:
         BadData: it is there and says something else: a run goes on with the patients it began with.
@@ -158,6 +162,8 @@ def write_site(folder: Path, site: SimulatedSite, config: RunConfig) -> None:
     }
     if config.seed is not None:
         values["simulation_seed"] = config.seed
+    if coordinator is not None:
+        values["coordinator_key"] = coordinator
     content = tomli_w.dumps(json.loads(json.dumps(values))).encode()
     if not path.exists():
         write_bytes(path, content)
@@ -167,7 +173,7 @@ def write_site(folder: Path, site: SimulatedSite, config: RunConfig) -> None:
                 name=str(path),
                 value="a site that began with other patients",
                 wanted="the patients of this command",
-                mend="give the --data that the run began with, or another --out",
+                mend="give the --data and --engine that the run began with, or another --out",
             )
         )
 

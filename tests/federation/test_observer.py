@@ -50,6 +50,7 @@ from medsynth_server.arm import ArmTraining
 from medsynth_server.engines import local
 from medsynth_server.measure import Measuring
 from medsynth_server.model import Model
+from medsynth_server.simulated_arm import SimulatedArm
 from small_patients import BRATS_OLD, write_patient
 from tiny import GRID, plan
 from tiny_run import write_settings
@@ -185,10 +186,10 @@ def test_an_observer_of_a_whole_run_sees_no_patient(
 
     bad = sorted((data / "hospital-c").rglob("*_flair.nii.gz"))[0]
     good = bad.read_bytes()
-    write_sites = ArmTraining.write_sites
+    write_sites = SimulatedArm.write_sites
 
-    def then_a_file_goes_bad(training: ArmTraining) -> None:
-        write_sites(training)
+    def then_a_file_goes_bad(arm: SimulatedArm) -> None:
+        write_sites(arm)
         bad.write_bytes(good[:-100])
 
     train = ArmTraining.run
@@ -201,7 +202,7 @@ def test_an_observer_of_a_whole_run_sees_no_patient(
     observers: list[SocketObserver] = []
     monkeypatch.setattr(ObservedClient, "observers", observers, raising=False)
     monkeypatch.setattr(local, "TrainerClient", ObservedClient)
-    monkeypatch.setattr(ArmTraining, "write_sites", then_a_file_goes_bad)
+    monkeypatch.setattr(SimulatedArm, "write_sites", then_a_file_goes_bad)
     monkeypatch.setattr(ArmTraining, "run", then_it_is_mended)
     monkeypatch.setattr(Measuring, "run", lambda *_: None)  # it pictures patients, on purpose
     settings, run = write_settings(tmp_path), tmp_path / "run"

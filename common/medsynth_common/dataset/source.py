@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -51,7 +52,8 @@ class FolderSource(Value):
     Attributes:
         root: the data set's folder.
         data: how its files are named and labelled.
-        site: which of the data set's sites this is.
+        site: which of the data set's sites this is; None when the folders in `root` are this
+            site's patients, and nobody else's.
         patients: which of its patients to train on.
 
     """
@@ -59,7 +61,7 @@ class FolderSource(Value):
     kind: Literal["folder"] = "folder"
     root: str
     data: DataConfig
-    site: str
+    site: str | None = None
     patients: tuple[str, ...] = Field(min_length=1)
 
     def names(self) -> list[str]:
@@ -104,11 +106,20 @@ def _prepared(files: PatientFiles, shape: tuple[int, int, int], data: DataConfig
     return Volume(image=torch.from_numpy(patient.image), labels=torch.from_numpy(patient.labels))
 
 
+def files_in(root: Path, data: DataConfig, site: str | None) -> list[PatientFiles]:
+    """Find a site's patients, by name; with `site` None, all folders in `root`. Raises BadData."""
+    if site is not None:
+        return find_patients(root, data).get(site, [])
+    every = find_patients(root, data.model_copy(update={"one_site_per_patient": True}))
+    return [replace(files, site=root.name) for found in every.values() for files in found]
+
+
 def _files_of(source: FolderSource) -> list[PatientFiles]:
-    found = find_patients(Path(source.root), source.data).get(source.site, [])
+    found = files_in(Path(source.root), source.data, source.site)
     by_name = {files.name: files for files in found}
+    place = source.site or source.root
     missing = [
-        Problem(name=f"{source.site}/{name}", value="no such patient", wanted="a patient folder")
+        Problem(name=f"{place}/{name}", value="no such patient", wanted="a patient folder")
         for name in source.patients
         if name not in by_name
     ]

@@ -24,7 +24,13 @@ import grpc
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from medsynth_common.errors import BadMessage, MedsynthError, Problem, StorageFailed, TimedOut
+from medsynth_common.errors import (
+    BadMessage,
+    Problem,
+    StorageFailed,
+    TimedOut,
+    TrainerDied,
+)
 from medsynth_common.update import SiteUpdate
 from medsynth_common.wire.parts import plan_parts, update_from_parts
 from medsynth_common.wire.records import plan_from_records, update_to_records
@@ -47,10 +53,6 @@ _START_SECONDS = 120.0
 _LOOK_SECONDS = 1.0
 _STOP_SECONDS = 10.0
 _FIRST_NODE = 1000
-
-
-class TrainerDied(MedsynthError):
-    """A trainer process ended while it was working; its log tells why."""
 
 
 @dataclass(frozen=True, kw_only=True)
