@@ -124,7 +124,6 @@ def run_trainer(
     folders: Sequence[Path], socket: Path, *, device: str, threads: int, watch_parent: bool
 ) -> None:
     """Serve until told to stop; with `watch_parent`, until standard input closes."""
-    _require_private(socket.parent)
     torch.set_num_threads(threads)
     # Which kernel runs must not depend on what ran before: the same plan, the same weights.
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -134,6 +133,7 @@ def run_trainer(
             # One trainer a site: one whose parent died may still be ending.
             held.enter_context(exclusive(folder / "trainer", timeout=_TAKE_OVER_SECONDS))
             sweep(folder)
+        _require_private(socket.parent)
         trainer = Trainer(folders, device=choose_device(device))
         server = serve(trainer, socket)
         try:
