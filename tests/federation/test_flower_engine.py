@@ -298,3 +298,18 @@ def test_what_an_old_process_left_does_not_disturb_a_new_one(tmp_path: Path) -> 
         assert verdict(again, "a", again.ask()["a"]) == "ok"
         assert list(again.grid.get_node_ids()) == node
         assert len(heir.seen) == 1
+
+
+def test_a_site_that_is_enrolled_while_a_run_goes_on_is_asked_in_the_next_round(
+    wire: Wire,
+) -> None:
+    wire.join("b", honest(wire, "b"))
+    assert list(wire.ask()) == ["b"]
+    wire.sites["a"] = StandIn("a", honest(wire, "a"))
+    wire.grid._quorum = 2
+    # Nobody tells the grid: it looks for itself, and lets the node in when it comes.
+    assert set(wire.grid.nodes()) == {"a", "b"}
+    wire.sites["a"].start(wire.address, wire.ca)
+    answers = wire.ask()
+    assert {verdict(wire, name, said) for name, said in answers.items()} == {"ok"}
+    assert set(answers) == {"a", "b"}

@@ -5,6 +5,7 @@ a patient, with all that the site did for others, only the site's ledger knows.
 """
 
 from collections.abc import Sequence
+from math import isfinite
 
 from medsynth_common.plan import Stage
 from medsynth_server.budget import Budget, plan_budget
@@ -77,7 +78,7 @@ def _asked(
     return tuple(
         MechanismSpent(
             name=name,
-            clip=getattr(mechanism, "clip", 0.0),
+            clip=mechanism.clip if isfinite(mechanism.clip) else 0.0,
             noise_multiplier=mechanism.noise_multiplier,
             sampling_rate=mechanism.sampling_rate,
             steps=count * steps.get(name, 1),
