@@ -91,7 +91,7 @@ def _own_files(folder: Path) -> Iterator[Finding]:
         try:
             look()
         except BadInput as error:
-            yield Finding(name=name, verdict="bad", found=str(error), mend="see there")
+            yield Finding(name=name, verdict="bad", found=str(error))
         else:
             yield Finding(name=name, verdict="ok", found="reads well")
     yield _permissions(folder)
@@ -183,7 +183,7 @@ def _way(folder: Path, site: SiteFile, card: CoordinatorCard) -> Iterator[Findin
         yield _tls(card, fault_of(error, address))
         return
     except BadConfig as error:
-        yield Finding(name="tls", verdict="bad", found=str(error), mend="see there")
+        yield Finding(name="tls", verdict="bad", found=str(error))
         return
     yield _good("tls", "the coordinator's certificate")
     yield _clock(headers.get("date"))
@@ -241,7 +241,5 @@ def _good(name: str, found: str) -> Finding:
 
 
 def _bad(name: str, fault: ConnectionFailed, more: str = "") -> Finding:
-    code = fault.exit_code
-    return Finding(
-        name=name, verdict="bad", found=f"{fault}{more}", mend="see there", exit_code=code
-    )
+    """A fault on the way, which says itself what to do."""
+    return Finding(name=name, verdict="bad", found=f"{fault}{more}", exit_code=fault.exit_code)

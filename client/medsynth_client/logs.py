@@ -11,6 +11,8 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from medsynth_common.errors import BadConfig, Problem
+
 LOGS: Final = "logs"
 LogFormat = Literal["text", "json"]
 
@@ -39,7 +41,15 @@ class JsonLines(logging.Formatter):
 
 
 def start_logging(folder: Path, process: str, *, format: LogFormat) -> None:
-    """Send this process's log to `DIR/logs/PROCESS.log` and to standard error."""
+    """Send this process's log to `DIR/logs/PROCESS.log` and to standard error.
+
+    Raises:
+        BadConfig: the folder is no site's; a mistyped one is told, not made.
+
+    """
+    if not (folder / "site.toml").exists():
+        name = str(folder / "site.toml")
+        raise BadConfig(Problem(name=name, value="no such file", wanted="a site's own file"))
     logs = folder / LOGS
     logs.mkdir(mode=0o700, parents=True, exist_ok=True)
     file = RotatingFileHandler(logs / f"{process}.log", maxBytes=_BYTES, backupCount=_KEPT)

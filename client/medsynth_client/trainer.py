@@ -139,7 +139,6 @@ def run_trainer(
     folders: Sequence[Path], socket: Path, *, device: str, threads: int, watch_parent: bool
 ) -> None:
     """Serve until told to stop; with `watch_parent`, until standard input closes."""
-    _require_private(socket.parent)
     torch.set_num_threads(threads)
     # Which kernel runs must not depend on what ran before: the same plan, the same weights.
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -151,6 +150,7 @@ def run_trainer(
             sweep(folder)
             for removed in tidy(folder, retention_days=site.policy.retention_days):
                 log.info("removed, unused for %s days: %s", site.policy.retention_days, removed)
+        _require_private(socket.parent)
         trainer = Trainer(folders, device=choose_device(device))
         server = serve(trainer, socket)
         try:

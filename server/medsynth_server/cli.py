@@ -85,7 +85,10 @@ def simulate(
     ] = "",
     engine: Annotated[
         Literal["local", "flower"],
-        typer.Option(help="local: trainers alone; flower: whole hospitals, over loopback."),
+        typer.Option(
+            envvar="MEDSYNTH_ENGINE",
+            help="local: trainers alone; flower: whole hospitals, over loopback.",
+        ),
     ] = "local",
     format: Format = "text",
 ) -> None:

@@ -126,6 +126,7 @@ def test_the_status_tells_why_it_waits(folder: Path) -> None:
 @pytest.mark.usefixtures("_own_logging")
 @pytest.mark.parametrize("format", ["text", "json"])
 def test_logs_go_to_a_file_of_the_process(tmp_path: Path, format: str) -> None:
+    (tmp_path / "site.toml").touch()
     start_logging(tmp_path, "node", format=format)  # type: ignore[arg-type] # both are
     log = logging.getLogger("medsynth_client.node")
     log.warning("no connection", extra={"round": 3, "patient": "anna"})
@@ -140,6 +141,12 @@ def test_logs_go_to_a_file_of_the_process(tmp_path: Path, format: str) -> None:
         first, second = map(json.loads, text.splitlines())
         assert (first["process"], first["level"], first["round"]) == ("node", "warning", 3)
         assert second["error"] == "ValueError"
+
+
+def test_a_mistyped_folder_is_told_and_not_made(tmp_path: Path) -> None:
+    with pytest.raises(BadConfig, match="no such file"):
+        start_logging(tmp_path / "mistyped", "run", format="text")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_socket_in_a_folder_that_others_can_enter_is_refused(

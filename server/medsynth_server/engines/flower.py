@@ -251,7 +251,7 @@ class FlowerGrid:
         except Gone:
             pass
         except (BadMessage, Refused) as error:
-            log.warning("%s: %s: %s", asked.site, type(error).__name__, error)
+            log.info("%s: %s: %s", asked.site, type(error).__name__, error)
             return error_reply(type(error).__name__, asked.question)
         return self._lost(asked, node, seconds)
 
@@ -279,7 +279,7 @@ class FlowerGrid:
         """Ask a node that came back again; give one up that stays away."""
         self._forget(asked)
         if asked.lost is None:
-            log.warning("%s: its node went away while it was asked", asked.site)
+            self._tell(f"{asked.site}: its node went away; it is asked again when it is back")
             asked.lost = time.monotonic()
         if asked.tries >= _TRIES or time.monotonic() > asked.lost + self._grace:
             return error_reply(NodeLost.__name__, asked.question)
