@@ -31,8 +31,8 @@ from rich.table import Table
 
 from benchmarks.crash_matrix import uncharged
 from benchmarks.message_mutations import spoil
-from medsynth_client import privacy_command
 from medsynth_client import site as site_file
+from medsynth_client import verification
 from medsynth_client.order import Order, Outcome
 from medsynth_client.spending import Spent
 from medsynth_client.stages import WORK
@@ -168,7 +168,7 @@ def _replaced(draw: random.Random) -> Iterator[None]:
     logger = logging.getLogger("medsynth_client.trainer")
     with ExitStack() as held:
         held.enter_context(patch.dict(WORK, dict.fromkeys(WORK, _Work(draw))))
-        for module in (site_file, privacy_command):
+        for module in (site_file, verification):
             held.enter_context(patch.object(module, "epsilon_of", _quick_epsilon))
         held.callback(setattr, logger, "disabled", logger.disabled)
         logger.disabled = True

@@ -56,6 +56,10 @@ CODES = {
     "AlreadyAnswered": 5,
     "NotCharged": 5,
     "UnsafeRelease": 5,
+    "BadSignature": 5,
+    "WrongAddress": 5,
+    "Expired": 5,
+    "Replayed": 5,
     "ClockWentBack": 5,
 }
 
