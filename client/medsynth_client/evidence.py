@@ -27,6 +27,7 @@ from medsynth_client.verification import Verification, verify_record
 from medsynth_common import __version__
 from medsynth_common.durable import write_bytes
 from medsynth_common.errors import (
+    AlreadyAnswered,
     BadInput,
     BadMessage,
     BadRecord,
@@ -53,6 +54,7 @@ _PACKAGES: Final = ("opacus", "dp-accounting", "torch", "numpy", "scipy", "crypt
 _REASONS: Final = (
     PolicyRefusal,
     BudgetExhausted,
+    AlreadyAnswered,
     NotCharged,
     UnsafeRelease,
     ClockWentBack,
