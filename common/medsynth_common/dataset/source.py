@@ -6,6 +6,7 @@ they were made from, so that a restarted trainer is ready at once.
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -117,6 +118,8 @@ def _files_of(source: FolderSource) -> list[PatientFiles]:
 
 
 def _cached(path: Path, make: Callable[[], Volume]) -> Volume:
+    if path.parent.is_dir():
+        os.utime(path.parent)  # a use: whoever removes what is old counts from here
     try:
         tensors = safetensors.torch.load_file(path)
         return Volume(image=tensors["image"], labels=tensors["labels"])
