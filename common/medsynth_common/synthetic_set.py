@@ -28,7 +28,8 @@ _TUMOUR, _ANATOMY = "seg", "anatomy"
 def write_synthetic(folder: Path, name: str, volume: Volume) -> None:
     """Write one volume into `folder`: four contrasts, the tumour map and the anatomy map.
 
-    The folder has the volume's name. Each file is written whole or not at all, and one that is there is not written again.
+    The folder has the volume's name. Each file is written whole or not at all, and one that is
+    there is not written again.
     """
     affine = phantom_affine(tuple(volume.labels.shape))
     for path, voxels in files_of(Layout.BRATS, name, volume).items():
