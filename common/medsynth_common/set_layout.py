@@ -22,12 +22,13 @@ Voxels = NDArray[Any]
 #: Stands in the header of every file of a set.
 HEADER: Final = f"SYNTHETIC medsynth {__version__}"
 
-#: Length of an adult head's longest axis, mm: gives label maps that were drawn a voxel size.
-_BRAIN_MM: Final = 180.0
-_BRATS: Final = ("t1n", "t1c", "t2w", "t2f")
+#: The contrasts' suffixes in BraTS names, in the order of `CONTRASTS`.
+BRATS_CONTRASTS: Final = ("t1n", "t1c", "t2w", "t2f")
 _BIDS: Final = ("T1w", "ce-gadolinium_T1w", "T2w", "FLAIR")
 #: MSD, and nnU-Net after it, wants values without gaps; BraTS reads 3 as 4 since 2023.
 _MSD_VALUE_OF: Final = {Tissue.CORE: 1, Tissue.OEDEMA: 2, Tissue.ENHANCING: 3}
+#: Length of an adult head's longest axis, mm: gives phantoms a voxel size.
+_HEAD_MM: Final = 180.0
 
 
 class Layout(StrEnum):
@@ -63,17 +64,17 @@ def files_of(layout: Layout, name: str, volume: Volume) -> dict[str, Voxels]:
         contrasts = [f"{stem}_{suffix}.nii.gz" for suffix in _BIDS]
         maps = [f"derivatives/medsynth/{stem}_desc-{d}_dseg.nii.gz" for d in ("tumour", "anatomy")]
     else:
-        contrasts = [f"{name}/{name}-{suffix}.nii.gz" for suffix in _BRATS]
+        contrasts = [f"{name}/{name}-{suffix}.nii.gz" for suffix in BRATS_CONTRASTS]
         maps = [f"{name}/{name}-{suffix}.nii.gz" for suffix in ("seg", "anatomy")]
     return dict(zip([*contrasts, *maps], [*image, tumour, anatomy], strict=True))
+
+
+def phantom_affine(grid: tuple[int, ...]) -> NDArray[np.float64]:
+    """Give label maps that were drawn a scale: voxel indices to millimetres, (4, 4)."""
+    return np.diag([*(_HEAD_MM / max(grid),) * 3, 1.0])
 
 
 def write_file(folder: Path, path: str, voxels: Voxels, affine: NDArray[np.float64]) -> None:
     """Write one file of a set, whole or not at all; one that is there is not written again."""
     if not (folder / path).exists():
         write_volume(folder / path, voxels, affine, description=HEADER)
-
-
-def phantom_affine(grid: tuple[int, ...]) -> NDArray[np.float64]:
-    """Give label maps that were drawn a scale: voxel indices to millimetres, (4, 4)."""
-    return np.diag([*(_BRAIN_MM / max(grid),) * 3, 1.0])

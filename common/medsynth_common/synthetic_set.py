@@ -12,11 +12,16 @@ from medsynth_common.durable import write_json
 from medsynth_common.errors import BadData, Problem
 from medsynth_common.labels import BRATS_VALUES, Tissue
 from medsynth_common.learning.volumes import Volume
-from medsynth_common.set_layout import Layout, files_of, phantom_affine, write_file
+from medsynth_common.set_layout import (
+    BRATS_CONTRASTS,
+    Layout,
+    files_of,
+    phantom_affine,
+    write_file,
+)
 from medsynth_common.volumes import read_volume
 
 DATASET_FILE: Final = "dataset.json"
-_CONTRASTS: Final = ("t1n", "t1c", "t2w", "t2f")
 _TUMOUR, _ANATOMY = "seg", "anatomy"
 
 
@@ -110,7 +115,7 @@ def _parse(path: Path) -> dict[str, Any]:
 def _read(folder: Path, name: str) -> Volume:
     parts = {
         suffix: read_volume(folder / _file(name, suffix)).data
-        for suffix in (*_CONTRASTS, _TUMOUR, _ANATOMY)
+        for suffix in (*BRATS_CONTRASTS, _TUMOUR, _ANATOMY)
     }
     if len({part.shape for part in parts.values()}) > 1:
         raise BadData(Problem(name=str(folder), value="grids that differ", wanted="one grid"))
@@ -129,7 +134,7 @@ def _read(folder: Path, name: str) -> Volume:
         for value, tissue in values.items():
             if value:
                 labels[parts[suffix] == value] = tissue
-    image = np.stack([parts[suffix] for suffix in _CONTRASTS])
+    image = np.stack([parts[suffix] for suffix in BRATS_CONTRASTS])
     return Volume(image=torch.from_numpy(image), labels=torch.from_numpy(labels))
 
 

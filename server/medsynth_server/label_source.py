@@ -30,10 +30,10 @@ from medsynth_common.phantom.anatomy import Labels
 from medsynth_common.plan import problems_of
 from medsynth_common.privacy.mechanism import Value
 from medsynth_common.set_layout import phantom_affine
+from medsynth_common.synthetic_set import DATASET_FILE
 from medsynth_common.volumes import read_volume
 
 STATEMENT: Final = "LABELS.toml"
-_DATASET: Final = "dataset.json"
 _PUBLIC: Final = ("public", "synthetic")
 _ANATOMY, _TUMOUR = "-anatomy.nii.gz", "-seg.nii.gz"
 #: Phantoms are drawn as they come, then with a tumour, then without: some edits want either.
@@ -183,7 +183,7 @@ def read_statement(folder: Path) -> Statement:
         raise BadConfig(
             Problem(name=str(folder), value="no such folder", wanted="a folder of label maps")
         )
-    statement = _from_toml(folder / STATEMENT) or _from_dataset(folder / _DATASET)
+    statement = _from_toml(folder / STATEMENT) or _from_dataset(folder / DATASET_FILE)
     if statement is None or statement.source not in _PUBLIC:
         said = "no statement" if statement is None else f'source = "{statement.source}"'
         problem = Problem(

@@ -11,10 +11,11 @@ from medsynth_common import __version__
 from medsynth_common.durable import write_bytes, write_json
 from medsynth_common.labels import ANATOMY, CONTRASTS
 from medsynth_common.set_layout import Layout, tumour_values
+from medsynth_common.synthetic_set import DATASET_FILE
 from medsynth_server.croissant import croissant
 from medsynth_server.label_source import Statement
 from medsynth_server.record import ArmPrivacy, PrivacyStatement, epsilon_words
-from medsynth_server.set_folder import DATASET, VOLUMES, SetFolder
+from medsynth_server.set_folder import VOLUMES, SetFolder
 
 _CARD: Final = "data-card.md"
 _TITLE: Final = "Synthetic brain MRI with tumour and anatomy labels"
@@ -113,7 +114,7 @@ def describe(
     folder.describe(
         {
             "name": _TITLE,
-            "description": "Synthetic brain MRI. No volume is a patient's.",
+            "description": "Synthetic brain MRI, made by a model and public label maps.",
             "source": "synthetic",
             "generator": f"medsynth {__version__}",
             "licence": request.licence,
@@ -148,7 +149,7 @@ def _describe_bids(folder: SetFolder) -> None:
         table = "index\tname\n" + "".join(rows)
         write_bytes(derived / f"desc-{name}_dseg.tsv", table.encode())
     write_bytes(folder.path / "README", f"{_TITLE}. See {_CARD}.\n".encode())
-    ours = ("croissant.json", DATASET, _CARD, "synthesize.json", VOLUMES)
+    ours = ("croissant.json", DATASET_FILE, _CARD, "synthesize.json", VOLUMES)
     write_bytes(folder.path / ".bidsignore", "".join(f"{name}\n" for name in ours).encode())
 
 
@@ -161,7 +162,7 @@ def _card(folder: SetFolder, description: Description, labels: Statement) -> str
     credit = f", credit: {labels.credit}" if labels.credit else ""
     return f"""# {_TITLE}
 
-**Synthetic.** No volume is a patient's; every file says SYNTHETIC in its header.
+**Synthetic.** Made by a model and public label maps; every file says SYNTHETIC in its header.
 
 | | |
 |---|---|
@@ -176,6 +177,9 @@ def _card(folder: SetFolder, description: Description, labels: Statement) -> str
 ## Privacy
 
 {description.words()}
+
+This set itself has not been compared with patients. A hospital that trained can do so for sets in
+BraTS names: `medsynth-client release-check`.
 
 ## How it was made
 

@@ -18,11 +18,11 @@ from medsynth_common.errors import BadConfig, Problem
 from medsynth_common.plan import problems_of
 from medsynth_common.privacy.mechanism import Value
 from medsynth_common.set_layout import Layout
+from medsynth_common.synthetic_set import DATASET_FILE
 from medsynth_server.run_folder import locked
 
 _REQUEST: Final = "synthesize.json"
 VOLUMES: Final = "volumes.jsonl"
-DATASET: Final = "dataset.json"
 
 
 class Request(Value):
@@ -96,7 +96,7 @@ class SetFolder:
         """Write `dataset.json`: the facts, then every volume; a long set takes no more memory."""
         frame = json.dumps({**facts, "numTraining": self.done, "training": [None]}, indent=2)
         head, tail = frame.split("null\n")
-        with replacing(self.path / DATASET) as part, part.open("w", encoding="utf-8") as out:
+        with replacing(self.path / DATASET_FILE) as part, part.open("w", encoding="utf-8") as out:
             out.write(head)
             for number, volume in enumerate(self.volumes()):
                 out.write((",\n    " if number else "") + json.dumps(self._entry(volume)))

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from medsynth_common import __version__
 from medsynth_common.editing import Edit, EditKind, apply_all, draw_edits
-from medsynth_common.errors import BadConfig, BadData, BadInput, Problem
+from medsynth_common.errors import BadConfig, BadData, BadInput, PolicyRefusal, Problem
 from medsynth_common.learning.volumes import Volume
 from medsynth_common.phantom.anatomy import Labels
 from medsynth_common.set_layout import Layout, files_of, write_file
@@ -70,9 +70,18 @@ class FinishedRun:
 
         Raises:
             BadData: it is no run's, the run is not finished, or its weights are damaged.
+            PolicyRefusal: the run's own set failed its release check and is withheld.
 
         """
         folder = RunFolder(path)
+        if folder.withheld.exists():
+            problem = Problem(
+                name=str(path),
+                value="a run whose own synthetic set failed its release check",
+                wanted="one whose set was released",
+                mend="read the report; `simulate --release-anyway REASON` puts a reason on record",
+            )
+            raise PolicyRefusal(str(problem))
         weights = [folder.weights / f"{part}.safetensors" for part in ("generator", "styles")]
         wanted = (folder.config, folder.privacy, *weights)
         missing = [str(file.relative_to(path)) for file in wanted if not file.is_file()]

@@ -340,5 +340,6 @@ def test_edits_of_real_heads_hold_the_rules(real_data: Path) -> None:
         ill = apply_all(draw_edits(np.random.default_rng(1), labels, EditKind.INSERTED), labels)
         check_rules(labels, ill, path.name)
         for kind in EditKind:
-            edits = draw_edits(np.random.default_rng(2), ill, kind)
-            check_rules(ill, apply_all(edits, ill), (path.name, kind))
+            before = labels if kind is EditKind.INSERTED else ill
+            edits = draw_edits(np.random.default_rng(2), before, kind)
+            check_rules(before, apply_all(edits, before), (path.name, kind))

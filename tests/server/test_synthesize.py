@@ -23,6 +23,7 @@ from medsynth_common.errors import BadConfig, BadData, BadInput, PolicyRefusal
 from medsynth_common.labels import BRATS_VALUES, TUMOUR, Tissue
 from medsynth_common.phantom import draw_labels
 from medsynth_common.set_layout import Layout
+from medsynth_common.synthetic_set import read_synthetic_set
 from medsynth_common.tensors import pack, with_prefix
 from medsynth_common.volumes import write_volume
 from medsynth_server import cli
@@ -357,6 +358,14 @@ def test_what_is_no_finished_run_is_told(run: Path, tmp_path: Path) -> None:
         synthesize(other, tmp_path / "set", wish())
 
 
+def test_a_run_whose_own_set_is_withheld_makes_no_other(tmp_path: Path) -> None:
+    withheld = make_run(tmp_path / "run")
+    (withheld / "withheld").mkdir()
+    with pytest.raises(PolicyRefusal, match="failed its release check"):
+        synthesize(withheld, tmp_path / "set", wish())
+    assert not (tmp_path / "set").exists()
+
+
 def test_what_cannot_be_kept_is_told_before_anything_is_made(run: Path, tmp_path: Path) -> None:
     with pytest.raises(BadConfig, match="mix, or one of site-1, site-2"):
         synthesize(run, tmp_path / "set", wish(style="site-9"))
@@ -397,6 +406,10 @@ def test_the_card_says_when_nothing_is_promised(
     card = " ".join((tmp_path / "set" / "data-card.md").read_text().split())
     assert words in card
     assert words in json.loads((tmp_path / "set" / "croissant.json").read_text())["description"]
+
+
+def test_a_set_in_brats_names_can_be_read_for_a_release_check(edited: Path) -> None:
+    assert len(read_synthetic_set(edited)) == 5
 
 
 def test_croissant_names_what_is_there(edited: Path) -> None:
