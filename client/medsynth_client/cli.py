@@ -68,6 +68,43 @@ def trainer(
     run_trainer(site, socket, device=device, threads=threads, watch_parent=watch_parent)
 
 
+@app.command()
+def check(
+    folder: Annotated[
+        Path, typer.Argument(help="A data folder, or a site's folder with its site.toml.")
+    ],
+    layout: Annotated[
+        Literal["auto", "sites", "patients", "files", "bids", "msd"] | None,
+        typer.Option(help="How the data folder is laid out; found out when left out."),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="A TOML file whose [data] says how files are named and labelled."),
+    ] = None,
+    fix: Annotated[
+        Path | None, typer.Option(metavar="OUT", help="Write a copy with all mended that can be.")
+    ] = None,
+    format: Format = "text",
+) -> None:
+    """Look at every patient's files and tell every problem, with what to do about it.
+
+    Exit 4 when there are errors. With --fix the data is not touched: the copy goes to OUT, and
+    patients that cannot be mended are left out of it.
+
+    Example: medsynth-client check /data/mri --fix /data/mri-prepared
+    """
+    from medsynth_client.check_command import as_values, check_folder, told
+    from medsynth_common.dataset.finding import Level
+
+    examination, prepared = check_folder(folder, layout=layout, settings=config, fix=fix)
+    if format == "json":
+        typer.echo(json.dumps(as_values(examination, prepared), indent=2))
+    else:
+        typer.echo(told(examination, prepared))
+    if examination.of(Level.ERROR):
+        raise typer.Exit(4)
+
+
 @privacy.command("status")
 def privacy_status(
     site: Annotated[list[Path], typer.Argument(help="A site's folder, or several.")],

@@ -83,7 +83,7 @@ def load_patients(source: Source, grid: tuple[int, ...], *, cache: Path) -> Sequ
             _cached(folder / f"{index}.safetensors", partial(_phantom, source, index, shape))
             for index in range(source.patients)
         ]
-    files = _files_of(source)
+    files = files_of(source)
     return [
         _cached(
             cache / _key(_fingerprint(patient, source.data), shape) / "volume.safetensors",
@@ -103,7 +103,8 @@ def _prepared(files: PatientFiles, shape: tuple[int, int, int], data: DataConfig
     return Volume(image=torch.from_numpy(patient.image), labels=torch.from_numpy(patient.labels))
 
 
-def _files_of(source: FolderSource) -> list[PatientFiles]:
+def files_of(source: FolderSource) -> list[PatientFiles]:
+    """Find the files of a site's patients. Raises `BadData` naming every patient without a folder."""
     found = find_patients(Path(source.root), source.data).get(source.site, [])
     by_name = {files.name: files for files in found}
     missing = [

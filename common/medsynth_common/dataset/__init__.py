@@ -1,7 +1,9 @@
 """Real patients in: find them, check them, prepare them for training."""
 
 from medsynth_common.dataset.check import check_patients, checked_patients
-from medsynth_common.dataset.layout import DataConfig, PatientFiles, find_patients
+from medsynth_common.dataset.config import DataConfig
+from medsynth_common.dataset.files import PatientFiles
+from medsynth_common.dataset.layout import find_patients
 from medsynth_common.dataset.prepare import Patient, prepare
 
 __all__ = [

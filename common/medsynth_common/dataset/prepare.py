@@ -8,12 +8,12 @@ from numpy.typing import NDArray
 
 from medsynth_common.dataset.brain import bounding_box, brain_mask
 from medsynth_common.dataset.clustering import tissue_clusters
+from medsynth_common.dataset.config import DataConfig
+from medsynth_common.dataset.files import ANATOMY_MAP, TUMOUR_MAP, PatientFiles
 from medsynth_common.dataset.frame import Frame, Shape, fit_frame
-from medsynth_common.dataset.layout import ANATOMY_MAP, TUMOUR_MAP, DataConfig, PatientFiles
 from medsynth_common.errors import BadData, Problem
 from medsynth_common.intensity import normalise
 from medsynth_common.labels import CONTRASTS, Tissue
-from medsynth_common.volumes import read_volume
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -69,7 +69,7 @@ def to_tissue(data: NDArray[np.float32], values: Mapping[int, Tissue]) -> NDArra
 
 
 def _read(files: PatientFiles, config: DataConfig) -> _Scan:
-    volumes = {role: read_volume(files.path(role)) for role in config.patterns}
+    volumes = files.read()
     if len({volume.data.shape for volume in volumes.values()}) > 1:
         raise BadData(Problem(name=str(files), value="grids that differ", wanted="one grid"))
     image = np.stack([volumes[contrast].data for contrast in CONTRASTS]).clip(min=0)
@@ -84,7 +84,7 @@ def _read(files: PatientFiles, config: DataConfig) -> _Scan:
     return _Scan(
         image=image[(slice(None), *box)],
         brain=brain[box],
-        tumour=to_tissue(volumes[TUMOUR_MAP].data[box], config.tumour_values),
+        tumour=to_tissue(volumes[TUMOUR_MAP].data[box], files.tumour_values),
         anatomy=None if anatomy is None else to_tissue(anatomy.data[box], config.anatomy_values),
         affine=affine,
         spacing=first.spacing,
