@@ -104,7 +104,7 @@ def _prepared(files: PatientFiles, shape: tuple[int, int, int], data: DataConfig
 
 
 def files_of(source: FolderSource) -> list[PatientFiles]:
-    """Find the files of a site's patients. Raises `BadData` naming every patient without a folder."""
+    """Find the files of a site's patients. Raises `BadData` with every patient not found."""
     found = find_patients(Path(source.root), source.data).get(source.site, [])
     by_name = {files.name: files for files in found}
     missing = [

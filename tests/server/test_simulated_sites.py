@@ -1,6 +1,7 @@
 """The hospitals of a simulation: who trains, who is held out, and what their own files say."""
 
 import tomllib
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,8 @@ def test_held_out_phantoms_are_read_on_the_training_grid() -> None:
 
 def _site_of(root: Path, site: str, patients: int) -> None:
     for number in range(patients):
-        write_patient(root / site / f"{site}-{number}", seed=number)
+        seed = zlib.crc32(f"{site}-{number}".encode())  # a patient like no other site's
+        write_patient(root / site / f"{site}-{number}", seed=seed)
 
 
 def test_a_fifth_of_a_sites_real_patients_is_held_out_but_never_of_one_or_two(

@@ -66,7 +66,7 @@ def find_patients(
             for site, patients in folders.sites(root, config).items()
         }
     patients = _LAYOUTS[layout](root, config)
-    if not patients:
+    if not patients or rows == []:
         raise BadData(Problem(name=str(root), value="no patient", wanted=f"layout {layout}"))
     if config.one_site_per_patient:
         rows = [(split_session(files.name)[0], files.name) for files in patients]

@@ -54,7 +54,7 @@ class Prepared:
     Attributes:
         folder: where it is.
         mended: what was put right in it.
-        left_out: patients that are not in it, as `site/name`, each with the errors that keep it out.
+        left_out: patients that are not in it, as `site/name`, with the errors that keep them out.
         examination: of the copy.
 
     """
@@ -89,7 +89,7 @@ def write_prepared(
         table = written.model_dump(mode="json", exclude_defaults=True)
         write_bytes(part / "data.toml", tomli_w.dumps({"data": table}).encode())
         for done, files in enumerate(kept, start=1):
-            _write_patient(part / files.site / files.name, files, config)
+            _write_patient(part / "sites" / files.site / files.name, files, config)
             progress("writing", done, len(kept))
         copy = Examination(patients={}, findings=())
         if kept:
@@ -97,7 +97,7 @@ def write_prepared(
             # A map that resampling left empty, for instance: a copy has no errors in it.
             for name, problems in _errors(copy).items():
                 left_out[name] = problems
-                shutil.rmtree(part / name)
+                shutil.rmtree(part / "sites" / name)
         sites = {
             site: [files for files in members if str(files) not in left_out]
             for site, members in copy.patients.items()

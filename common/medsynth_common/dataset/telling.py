@@ -19,7 +19,7 @@ def as_text(examination: Examination) -> str:
 
 def lines(examination: Examination, levels: Sequence[Level]) -> list[str]:
     """Tell the findings of some levels, a line for each sort and one for its patients."""
-    told = []
+    told: list[str] = []
     for level in levels:
         groups: dict[tuple[str, ...], list[Finding]] = defaultdict(list)
         for finding in examination.of(level):
@@ -62,7 +62,10 @@ def progress_bar() -> Iterator[check.Progress]:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
         tasks: dict[str, Any] = {}
 
         def tell(what: str, done: int, total: int) -> None:

@@ -99,9 +99,12 @@ def copies(fingerprints: Sequence[Fingerprint]) -> Iterator[Finding]:
     for (first, second), roles in sorted(shared.items()):
         yield _equal(fingerprints[first], fingerprints[second], roles)
     known = {pair for pair in shared if pair[0] != pair[1]}
+    nearest: dict[int, tuple[float, int]] = {}
     for first, second, likeness in _alike(fingerprints):
         if (first, second) not in known:
-            yield _nearly(fingerprints[first], fingerprints[second], likeness)
+            nearest[second] = max(nearest.get(second, (0.0, 0)), (likeness, first))
+    for second, (likeness, first) in sorted(nearest.items()):
+        yield _nearly(fingerprints[first], fingerprints[second], likeness)
 
 
 def _equal(first: Fingerprint, second: Fingerprint, roles: list[tuple[str, str]]) -> Finding:

@@ -142,6 +142,12 @@ def _has_tumour(volume: Volume, files: PatientFiles) -> bool:
 
 
 def _fingerprint(files: PatientFiles, volumes: Mapping[str, Volume], box: Box) -> Fingerprint:
-    images = {str(one): volumes[one] for one in CONTRASTS if one in volumes}
+    images: dict[str, Volume] = {}
+    places = set()
+    for role in map(str, CONTRASTS):
+        place = (files.matches[role], files.channels.get(role))
+        if role in volumes and place not in places:  # one file for two roles is told by its name
+            images[role] = volumes[role]
+            places.add(place)
     affine = next(iter(images.values())).affine
     return fingerprint(files, {role: one.data[box] for role, one in images.items()}, affine)
