@@ -28,7 +28,7 @@ Headers = Mapping[str, Header]
 def check_headers(files: PatientFiles) -> tuple[Headers, list[Finding]]:
     """Read and compare the headers of a patient's files; return those that can be read."""
     headers, findings = _read(files)
-    for check in (_channels, _grids, _orientation, _spacing):
+    for check in (_grids, _orientation, _spacing):
         findings += check(files, headers)
     return headers, findings
 
@@ -50,9 +50,15 @@ def _read(files: PatientFiles) -> tuple[dict[str, Header], list[Finding]]:
         if len(found) != 1:
             continue
         try:
-            headers[role] = read.setdefault(found[0], read_header(found[0]))
+            if found[0] not in read:
+                read[found[0]] = read_header(found[0])
         except BadData as error:
             findings += unreadable(files, role, error)
+            continue
+        if finding := _channels(files, role, read[found[0]]):
+            findings.append(finding)
+        else:
+            headers[role] = read[found[0]]
     return headers, findings
 
 
@@ -65,16 +71,16 @@ def unreadable(files: PatientFiles, role: str, error: BadData) -> list[Finding]:
     ]
 
 
-def _channels(files: PatientFiles, headers: Headers) -> Iterator[Finding]:
-    for role, header in headers.items():
-        channel = files.channels.get(role)
-        if channel is None and header.channels > 1:
-            value = f"{header.channels} volumes in one file"
-            mend = "split it, for instance with fslsplit"
-            yield About(files=files).error("not-3d", role, value, "one 3D volume", mend)
-        elif channel is not None and channel >= header.channels:
-            value, wanted = f"{header.channels} volumes in the file", f"a channel {channel}"
-            yield About(files=files).error("not-3d", role, value, wanted, "correct dataset.json")
+def _channels(files: PatientFiles, role: str, header: Header) -> Finding | None:
+    """Say that a file does not hold the one volume it should, or return None."""
+    about, channel = About(files=files), files.channels.get(role)
+    if channel is None and header.channels > 1:
+        value, mend = f"{header.channels} volumes in one file", "split it, as fslsplit does"
+        return about.error("not-3d", role, value, "one 3D volume", mend)
+    if channel is not None and channel >= header.channels:
+        value, wanted = f"{header.channels} volumes in the file", f"a channel {channel}"
+        return about.error("not-3d", role, value, wanted, "correct dataset.json")
+    return None
 
 
 def _grids(files: PatientFiles, headers: Headers) -> Iterator[Finding]:
