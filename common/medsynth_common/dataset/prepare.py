@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,10 @@ from medsynth_common.dataset.frame import Frame, Shape, fit_frame
 from medsynth_common.errors import BadData, Problem
 from medsynth_common.intensity import normalise
 from medsynth_common.labels import CONTRASTS, Tissue
+
+#: Which way of preparing this is. Count it up when the same files come out otherwise than before:
+#: what was cached is then prepared anew.
+PREPARATION: Final = 1
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
