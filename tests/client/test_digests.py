@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from medsynth_client import digests as digests_file
 from medsynth_client.digests import digests
 
 
@@ -25,14 +24,14 @@ def files(tmp_path: Path) -> list[Path]:
 def settle(monkeypatch: pytest.MonkeyPatch, seconds: int = 3600) -> None:
     """Let an hour pass."""
     later = time.time_ns() + seconds * 10**9
-    monkeypatch.setattr(digests_file.time, "time_ns", lambda: later)
+    monkeypatch.setattr(time, "time_ns", lambda: later)
 
 
 def forbid_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     def reading(*_: object) -> None:
         raise AssertionError("read again")
 
-    monkeypatch.setattr(digests_file.hashlib, "file_digest", reading)
+    monkeypatch.setattr(hashlib, "file_digest", reading)
 
 
 def test_files_that_did_not_change_are_not_read_again(

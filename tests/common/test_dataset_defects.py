@@ -3,6 +3,7 @@
 import gzip
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -35,7 +36,7 @@ def content(role: str, change: Callable[[bytes], bytes]) -> Plant:
     return plant
 
 
-def changed(role: str, change: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> Plant:
+def changed(role: str, change: Callable[[NDArray[np.float32]], NDArray[Any]]) -> Plant:
     def plant(folder: Path, images: Images) -> None:
         data = change(images[role])
         kept = np.uint8 if images[role].dtype == np.uint8 and role == "seg" else np.float32
@@ -66,7 +67,7 @@ def turned(degrees: float) -> NDArray[np.float64]:
     sine, cosine = np.sin(np.radians(degrees)), np.cos(np.radians(degrees))
     turn = np.eye(4)
     turn[:2, :2] = [[cosine, -sine], [sine, cosine]]
-    return turn @ AFFINE
+    return np.asarray(turn @ AFFINE)
 
 
 def another_kind(dtype: type) -> Plant:

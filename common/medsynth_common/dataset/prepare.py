@@ -77,8 +77,8 @@ def _read(files: PatientFiles, config: DataConfig) -> _Scan:
     volumes = files.read()
     if len({volume.data.shape for volume in volumes.values()}) > 1:
         raise BadData(Problem(name=str(files), value="grids that differ", wanted="one grid"))
-    image = np.stack([volumes[contrast].data for contrast in CONTRASTS]).clip(min=0)
-    brain = brain_mask(image)
+    contrasts = [volumes[contrast].data for contrast in CONTRASTS]
+    brain = brain_mask(contrasts)
     if not brain.any():
         raise BadData(Problem(name=str(files), value="no voxel above 0", wanted="a brain"))
     box = bounding_box(brain)
@@ -87,7 +87,7 @@ def _read(files: PatientFiles, config: DataConfig) -> _Scan:
     affine = first.affine.copy()
     affine[:3, 3] = (first.affine @ [*(axis.start for axis in box), 1.0])[:3]
     return _Scan(
-        image=image[(slice(None), *box)],
+        image=np.stack([contrast[box].clip(min=0) for contrast in contrasts]),
         brain=brain[box],
         tumour=to_tissue(volumes[TUMOUR_MAP].data[box], files.tumour_values),
         anatomy=None if anatomy is None else to_tissue(anatomy.data[box], config.anatomy_values),

@@ -120,10 +120,7 @@ def _brain(images: Mapping[str, Image]) -> NDArray[np.bool_] | None:
     """Return the brain in all readable contrasts (x, y, z); None when their grids differ."""
     if len({image.shape for image in images.values()}) != 1:
         return None
-    union = np.zeros(next(iter(images.values())).shape, dtype=np.float32)
-    for image in images.values():
-        np.maximum(union, image > 0, out=union)
-    return brain_mask(union[None])
+    return brain_mask(list(images.values()))
 
 
 def _stripping(files: PatientFiles, brain: NDArray[np.bool_], volume: Volume) -> Iterator[Finding]:
