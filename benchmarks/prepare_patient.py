@@ -59,8 +59,8 @@ def write_patient(folder: Path) -> None:
 
 def ours(root: Path) -> None:
     """Prepare the patient as a site does, or find it prepared."""
-    from medsynth_client.patients import FolderSource, load_patients
     from medsynth_common.dataset import DataConfig
+    from medsynth_common.dataset.source import FolderSource, load_patients
 
     source = FolderSource(root=str(root / "data"), data=DataConfig(), site="a", patients=("p",))
     (volume,) = load_patients(source, GRID, cache=root / "cache")
@@ -103,7 +103,7 @@ def _run(what: str, root: Path) -> dict[str, float]:
 
 def _measure(what: str, root: Path) -> dict[str, float]:
     # Imports are paid for before the clock starts, by both.
-    for module in ("torch", "monai.transforms", "medsynth_client.patients"):
+    for module in ("torch", "monai.transforms", "medsynth_common.dataset.source"):
         importlib.import_module(module)
     before, began = time.process_time(), time.perf_counter()
     {"ours": ours, "chain": chain}[what](root)

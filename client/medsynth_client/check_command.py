@@ -7,7 +7,6 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from medsynth_client.patients import FolderSource, files_of
 from medsynth_client.site_file import SiteFile
 from medsynth_common.dataset.check import examine
 from medsynth_common.dataset.checks.names import Sites
@@ -15,6 +14,7 @@ from medsynth_common.dataset.config import DataConfig
 from medsynth_common.dataset.finding import Examination
 from medsynth_common.dataset.layout import find_patients
 from medsynth_common.dataset.mend import Prepared, write_prepared
+from medsynth_common.dataset.source import FolderSource, files_of
 from medsynth_common.dataset.telling import as_json, as_text, progress_bar, summary
 from medsynth_common.errors import BadConfig, Problem
 from medsynth_common.plan import problems_of

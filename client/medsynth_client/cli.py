@@ -105,45 +105,91 @@ def check(
         raise typer.Exit(4)
 
 
+@app.command()
+def evidence(
+    site: SiteFolder,
+    out: Annotated[
+        Path | None, typer.Option(help="The page to write; evidence.html in the site's folder.")
+    ] = None,
+    format: Format = "text",
+) -> None:
+    """Write one page, and the same as JSON, for whoever must answer for the site.
+
+    What left, what was refused, what it cost, the policy in force, and whether the record holds;
+    made from the record. Exit 1 when it does not hold: the page then says so.
+
+    Example: medsynth-client evidence /srv/medsynth/site-a --out /srv/reports/site-a.html
+    """
+    from medsynth_client.evidence import make_evidence
+
+    page = site / "evidence.html" if out is None else out
+    found = make_evidence(site, page)
+    if format == "json":
+        told = {"page": str(page), "data": str(page.with_suffix(".json")), "sound": found.sound}
+        typer.echo(json.dumps(told))
+    else:
+        typer.echo(str(page))
+    _fail_for(found.problems)
+
+
 @privacy.command("status")
 def privacy_status(
     site: Annotated[list[Path], typer.Argument(help="A site's folder, or several.")],
+    plan: Annotated[
+        Path | None, typer.Option(help="A plan's header (JSON): what would it cost?")
+    ] = None,
     format: Format = "text",
 ) -> None:
-    """Show what a site's patients have spent, its cap, and what is left.
+    """Show what a site's patients have spent, its cap, what is left, and what a plan would cost.
 
-    Example: medsynth-client privacy status /srv/medsynth/site-a
+    Example: medsynth-client privacy status /srv/medsynth/site-a --plan next-plan.json
     """
-    from medsynth_client.privacy_command import status
+    from medsynth_client.privacy_command import read_plan, status
+    from medsynth_client.status_table import show_status
 
-    statuses = [status(folder) for folder in site]
+    asked = None if plan is None else read_plan(plan)
+    statuses = [status(folder, asked) for folder in site]
     if format == "json":
         typer.echo(json.dumps(statuses, indent=2))
         return
     for one in statuses:
-        spent = "unbounded (no privacy)" if one["epsilon"] is None else f"{one['epsilon']:.3f}"
-        cap = "none" if one["cap"] is None else f"{one['cap']:g}"
-        typer.echo(
-            f"{one['site']}: epsilon {spent} of {cap} at delta {one['delta']:g}, unit: patient"
-        )
-        for line in one["mechanisms"]:
-            alone = "-" if line["epsilon_alone"] is None else f"{line['epsilon_alone']:.3f}"
-            typer.echo(
-                f"  {line['project']} {line['name']}: noise {line['noise_multiplier']:.3f}, "
-                f"rate {line['sampling_rate']:g}, {line['steps']} steps in "
-                f"{line['releases']} releases; alone epsilon {alone}"
-            )
+        show_status(one)
 
 
 @privacy.command("verify")
-def privacy_verify(site: SiteFolder) -> None:
-    """Check a site's ledger: its chain, its guards, its arithmetic. Exit 1 when it is not sound.
+def privacy_verify(site: SiteFolder, format: Format = "text") -> None:
+    """Check a site's records by themselves and against each other. Exit 1 when they are not sound.
+
+    Epsilon is worked out anew from the ledger, by two accountants where dp-accounting is installed.
 
     Example: medsynth-client privacy verify /srv/medsynth/site-a
     """
-    from medsynth_client.privacy_command import verify_ledger
+    from medsynth_client.verification import verify_site
 
-    _tell(verify_ledger(site), sound="the ledger is sound")
+    found = verify_site(site)
+    if format == "json":
+        typer.echo(json.dumps(found.facts(), indent=2))
+    elif found.sound:
+        typer.echo(found.summary())
+    _fail_for(found.problems)
+
+
+@privacy.command("tidy")
+def privacy_tidy(site: SiteFolder, format: Format = "text") -> None:
+    """Remove prepared patients and training state that the policy's retention_days keep no longer.
+
+    A trainer does so when it starts; this is for a site whose trainer is started no more. Ledger
+    and audit log stay.
+
+    Example: medsynth-client privacy tidy /srv/medsynth/site-a
+    """
+    from medsynth_client.privacy_command import tidy_site
+
+    removed = [str(path.relative_to(site)) for path in tidy_site(site)]
+    if format == "json":
+        typer.echo(json.dumps({"removed": removed}))
+    else:
+        typer.echo("\n".join(f"removed {path}" for path in removed) or "nothing to remove")
 
 
 @audit.command("show")
@@ -158,7 +204,7 @@ def audit_show(site: SiteFolder, format: Format = "text") -> None:
         if format == "json":
             typer.echo(event.model_dump_json())
         else:
-            what = event.error or f"{event.bytes} bytes, SHA-256 {event.sha256[:16]}"
+            what = event.error or event.note or f"{event.bytes} bytes, SHA-256 {event.sha256[:16]}"
             typer.echo(
                 f"{event.when} {event.outcome} {event.project} {event.stage} "
                 f"round {event.round}: {what}"
@@ -173,15 +219,60 @@ def audit_verify(site: SiteFolder) -> None:
     """
     from medsynth_client.privacy_command import verify_audit
 
-    _tell(verify_audit(site), sound="the audit log is sound")
+    _fail_for(verify_audit(site))
+    typer.echo("the audit log is sound")
 
 
-def _tell(problems: "Sequence[Problem]", *, sound: str) -> None:
+@app.command("release-check")
+def release_check(
+    site: SiteFolder,
+    synthetic: Annotated[Path, typer.Argument(help="A synthetic set, with its dataset.json.")],
+    held_out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Patients never trained on, a folder each; default: those of the site's data "
+            "folder that site.toml does not name."
+        ),
+    ] = None,
+    override: Annotated[
+        str,
+        typer.Option(
+            metavar="REASON",
+            help="Let a set out that did not pass; who, when and why go into the audit log.",
+        ),
+    ] = "",
+    format: Format = "text",
+) -> None:
+    """Compare a synthetic set with a site's own patients: copies, and signs of who took part.
+
+    The result stays at the site, as release-check.json. Exit 0 when the set passed or is let out by
+    --override, 5 when it failed or too few patients are held out to decide.
+
+    Example: medsynth-client release-check /srv/medsynth/site-a /srv/incoming/synthetic
+    """
+    from medsynth_client.release_command import may_leave, run_release_check
+
+    check = run_release_check(site, synthetic, held_out=held_out, reason=override)
+    if format == "json":
+        typer.echo(check.model_dump_json(indent=2))
+    else:
+        typer.echo(
+            f"{check.verdict}: {check.synthetic} synthetic volumes, {check.training} training and "
+            f"{check.held_out} held-out patients"
+        )
+        for finding in check.findings:
+            typer.echo(f"  {finding.verdict}: {finding.reason}")
+        if check.override is not None:
+            typer.echo(f"released anyway by {check.override.who}: {check.override.reason}")
+    if not may_leave(check):
+        raise typer.Exit(5)
+
+
+def _fail_for(problems: "Sequence[Problem]") -> None:
     for problem in problems:
         typer.echo(str(problem), err=True)
     if problems:
         raise typer.Exit(1)
-    typer.echo(sound)
 
 
 def main() -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from medsynth_client.patients import Source
-from medsynth_client.policy import SitePolicy
+from medsynth_client.policy import SitePolicy, key_problem
+from medsynth_common.dataset.source import Source
 from medsynth_common.errors import BadConfig, Problem
 from medsynth_common.plan import Name, problems_of
 from medsynth_common.privacy.mechanism import Value
@@ -48,4 +48,13 @@ class SiteFile(Value):
             # As JSON, for strict values; `default` is for dates, which are none of ours.
             return cls.model_validate_json(json.dumps(values, default=str))
         except ValidationError as error:
-            raise BadConfig(problems_of(error, name=str(path))) from error
+            raise BadConfig(_problems_of(error, path)) from error
+
+
+def _problems_of(error: ValidationError, path: Path) -> list[Problem]:
+    problems = problems_of(error, name=str(path))
+    for number, fault in enumerate(error.errors(include_url=False)):
+        match fault["loc"]:
+            case ("policy", str(key), *_):
+                problems[number] = key_problem(problems[number].name, key, fault)
+    return problems

@@ -12,6 +12,7 @@
     └── Refused                   5  understood, and not done
         ├── PolicyRefusal            the site's own policy forbids it
         ├── BudgetExhausted          it would pass the site's privacy cap
+        ├── AlreadyAnswered          a plan of a round that was answered before
         ├── NotCharged               a release that the ledger was not charged for
         ├── UnsafeRelease            a release that is not what the plan asked for
         ├── BadSignature             not sealed by the key it should be
@@ -46,7 +47,12 @@ class Problem:
 
     def __str__(self) -> str:
         line = f"{self.name}: got {self.value}, wanted {self.wanted}"
-        return f"{line} ({self.mend})" if self.mend else line
+        return _on_one_line(f"{line} ({self.mend})" if self.mend else line)
+
+
+def _on_one_line(text: str) -> str:
+    """Escape what would move a terminal's cursor or begin a line: names may be a peer's."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class MedsynthError(Exception):
@@ -115,6 +121,10 @@ class PolicyRefusal(Refused):
 
 class BudgetExhausted(Refused):
     """It would take a site past its lifetime privacy cap."""
+
+
+class AlreadyAnswered(Refused):
+    """A plan of a round that this site has answered, or has left behind."""
 
 
 class NotCharged(Refused):

@@ -19,6 +19,7 @@ from medsynth_server.run_folder import RunFolder
 from medsynth_server.simulated_sites import SimulatedSite, write_site
 from medsynth_server.stages.adversarial import AdversarialStage
 from medsynth_server.stages.asking import Asking
+from medsynth_server.stages.metrics import MetricsStage
 from medsynth_server.stages.moments import MomentsStage
 from medsynth_server.stages.segment import SegmentStage
 
@@ -118,4 +119,6 @@ class ArmTraining:
             stages.append(SegmentStage(asking, budget, sites=names, device=device))
         if self.config.adversarial.enabled:
             stages.append(AdversarialStage(asking, budget))
+        if self.config.metrics.enabled:
+            stages.append(MetricsStage(asking, budget))
         return stages

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from medsynth_common.learning.dice import SCORES_CLIP
 from medsynth_common.plan import Critic
 from medsynth_common.privacy.accountant import Request, calibrate
 from medsynth_common.privacy.mechanism import Mechanism, Unprotected
@@ -100,6 +101,11 @@ def requests(config: RunConfig, clips: PublicClips) -> list[Request]:
                     steps=adversarial.rounds * adversarial.generator_steps,
                 )
             )
+    if config.metrics.enabled:
+        share = config.metrics.share
+        wanted.append(
+            Request(name="metrics", share=share, clip=SCORES_CLIP, sampling_rate=1.0, steps=1)
+        )
     return wanted
 
 

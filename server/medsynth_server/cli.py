@@ -67,11 +67,20 @@ def simulate(
     workers: Annotated[
         int | None, typer.Option(envvar="MEDSYNTH_WORKERS", help="Trainer processes.")
     ] = None,
+    release_anyway: Annotated[
+        str,
+        typer.Option(
+            metavar="REASON",
+            help="Release a synthetic set that failed its check, now or on going on; recorded.",
+        ),
+    ] = "",
     format: Annotated[Literal["text", "json"], typer.Option(help="text or json.")] = "text",
 ) -> None:
     """Run a whole private federation on this machine, from nothing to a report.
 
-    Stopped at any moment, the same command goes on from the last finished round.
+    Stopped at any moment, the same command goes on from the last finished round. The synthetic set
+    is compared with all patients before it appears as OUT/synthetic; one that fails stays in
+    OUT/withheld.
 
     Example: medsynth-server simulate --out runs/first --sites 3 --epsilon 8
     """
@@ -89,7 +98,7 @@ def simulate(
     }
     given = {key: value for key, value in flags.items() if value is not None}
     settings = load_config(config, given)
-    finished = run_simulation(settings, out, data=data)
+    finished = run_simulation(settings, out, data=data, release_anyway=release_anyway)
     typer.echo(summarise(finished.folder, finished.report, as_json=format == "json"))
 
 

@@ -6,7 +6,7 @@
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from flwr.app import Message
 from torch import Tensor
@@ -21,7 +21,7 @@ from medsynth_server.checkpoint import Checkpoint
 from medsynth_server.flower import train_message
 from medsynth_server.model import Model
 from medsynth_server.progress import Progress
-from medsynth_server.record import Arm, NoteEvent, RoundEvent, RunLog
+from medsynth_server.record import Arm, NoisedMetric, NoteEvent, RoundEvent, RunLog
 from medsynth_server.strategies import Answer
 
 
@@ -43,6 +43,14 @@ class FederatedStage(Protocol):
         After the last round this puts the stage's result in its place, and so it does for a stage
         that ends early, where it is called for `rounds` without that round's answers.
         """
+
+
+@runtime_checkable
+class MeasuringStage(Protocol):
+    """A stage that only measures: it may go unanswered, and a run does not depend on it."""
+
+    def site_metrics(self, model: Model) -> Mapping[str, NoisedMetric]:
+        """What the sites released about their own patients, with its noise."""
 
 
 class SiteGrid(Protocol):
@@ -126,8 +134,9 @@ class Federation:
                 self.progress.round_started(number)
                 plans = self._plans(stage, model, number)  # 1. what to ask
                 asked = self._ask(plans)  # 2. ask, and check every answer
-                if asked.spent:
-                    self._end_early(stage, number)
+                measures = isinstance(stage, MeasuringStage)
+                if asked.spent or (measures and not asked.answers):
+                    self._end_early(stage, number, asked)
                     # As after the last round: an average over rounds, for one, takes its place.
                     model, _ = stage.after(model, stage.rounds)
                     break
@@ -135,6 +144,7 @@ class Federation:
                     asked.require_answer(stage.name, number)
                     model = stage.combine(model, number, asked.answers)  # 3. combine
                 model, losses = stage.after(model, number)  # 4. the coordinator's own part
+                metrics = stage.site_metrics(model) if isinstance(stage, MeasuringStage) else {}
                 # Recorded before it is remembered: a crash between the two repeats the round and
                 # its line, of which the last counts; the other way round would lose the line.
                 self.log.append(
@@ -144,6 +154,7 @@ class Federation:
                         round=number,
                         seconds=time.monotonic() - began,
                         losses=losses,
+                        site_metrics=metrics,
                         sites=tuple(a.update.header.site for a in asked.answers),
                         refused=asked.refused,
                         bytes_up=asked.bytes_up,
@@ -153,6 +164,8 @@ class Federation:
                 done = done.with_round(stage.name, number)
                 self.checkpoint.store(model, done)  # 5. remember
                 self.progress.round_done(number, losses)
+                for name, metric in metrics.items():
+                    self.progress.note(f"{self.arm} arm: {name}: {metric.words}")
             done = done.with_stage(stage.name, stage.rounds)
             self.checkpoint.store(model, done)
         return model
@@ -192,10 +205,14 @@ class Federation:
             )
         return asked
 
-    def _end_early(self, stage: FederatedStage, round: int) -> None:
+    def _end_early(self, stage: FederatedStage, round: int, asked: Round) -> None:
+        told = ", ".join(f"{site}: {name}" for site, name in sorted(asked.refused.items()))
+        why = (
+            "every site's privacy budget is spent" if asked.spent else f"no site answered ({told})"
+        )
         text = (
             f"{self.arm} arm: {stage.name} ended before round {round} of {stage.rounds}, "
-            "since every site's privacy budget is spent"
+            f"since {why}"
         )
         self.log.append(NoteEvent(text=text))
         self.progress.note(text)

@@ -51,7 +51,8 @@ def _site(status: Mapping[str, Any], *, declared: int) -> SitePrivacy:
             releases=one["releases"],
             epsilon_alone=one["epsilon_alone"],
         )
-        for one in status["mechanisms"]
+        for project in status["projects"]
+        for one in project["mechanisms"]
     )
     return SitePrivacy(
         epsilon=status["epsilon"],

@@ -54,6 +54,20 @@ Measured = Annotated[float | None, BeforeValidator(_null_unless_finite)]
 Count = Annotated[int, Field(ge=0)]
 
 
+class NoisedMetric(_Frozen):
+    """A figure that sites released with noise, and the noise's standard deviation on it."""
+
+    value: Measured
+    noise_sd: Measured = Field(ge=0)
+
+    @property
+    def words(self) -> str:
+        """The figure with its noise, and whose patients it is of."""
+        if self.value is None or self.noise_sd is None:
+            return "drowned in the noise"
+        return f"{self.value:.3f} ± {self.noise_sd:.3f} (SD of the noise; training patients)"
+
+
 class RoundEvent(_Frozen):
     """One finished round.
 
@@ -63,6 +77,7 @@ class RoundEvent(_Frozen):
         round: its number within the stage, from 1.
         seconds: wall time.
         losses: measured on public or synthetic data at the coordinator, never at a site.
+        site_metrics: of the sites' own patients: private releases, charged like all others.
         sites: the sites that answered.
         refused: the sites that did not, each with the name of its error.
         bytes_up: bytes that all sites sent.
@@ -76,6 +91,7 @@ class RoundEvent(_Frozen):
     round: int = Field(ge=1)
     seconds: float = Field(ge=0)
     losses: Mapping[str, Measured] = {}
+    site_metrics: Mapping[str, NoisedMetric] = {}
     sites: tuple[str, ...] = ()
     refused: Mapping[str, str] = {}
     bytes_up: Count = 0

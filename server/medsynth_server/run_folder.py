@@ -20,7 +20,7 @@ class RunFolder:
     """The paths of one run.
 
     config.toml  metrics.jsonl  privacy.json  report.html  samples.safetensors
-    weights/  synthetic/  checkpoints/  sites/ARM/SITE/  logs/
+    release-check.json  weights/  synthetic/  checkpoints/  sites/ARM/SITE/  logs/
     """
 
     path: Path
@@ -47,8 +47,23 @@ class RunFolder:
 
     @property
     def synthetic(self) -> Path:
-        """The synthetic data set."""
+        """The synthetic data set; it appears whole, and after its release check."""
         return self.path / "synthetic"
+
+    @property
+    def unchecked(self) -> Path:
+        """The set while it is being made and checked."""
+        return self.path / "unchecked"
+
+    @property
+    def withheld(self) -> Path:
+        """The set when it failed its release check."""
+        return self.path / "withheld"
+
+    @property
+    def release_check(self) -> Path:
+        """What the release check found."""
+        return self.path / "release-check.json"
 
     @property
     def weights(self) -> Path:

@@ -5,8 +5,9 @@
     3. private    the federation: moments, segment, adversarial
     4. reference  the same without privacy, as the upper bound
     5. synthesize the synthetic set
-    6. evaluate   on held-out patients
-    7. report
+    6. release    the set, when it is free of copies and of signs of who was trained on
+    7. evaluate   on held-out patients
+    8. report
 
 Every step remembers that it is done: the same command goes on where an earlier one stopped.
 """
@@ -19,6 +20,7 @@ from pathlib import Path
 import torch
 
 from medsynth_common.durable import write_bytes
+from medsynth_common.release_check.decision import checked_reason
 from medsynth_common.tensors import pack
 from medsynth_server.arm import ArmTraining, choose_device
 from medsynth_server.budget import check_budget
@@ -31,6 +33,7 @@ from medsynth_server.privacy_statement import state_privacy
 from medsynth_server.progress import Progress, make_progress
 from medsynth_server.public_pool import draw_pools
 from medsynth_server.record import Arm, RunLog
+from medsynth_server.release import release_set
 from medsynth_server.report import build_report
 from medsynth_server.run_folder import RunFolder, open_run
 from medsynth_server.simulated_sites import (
@@ -53,21 +56,35 @@ class Finished:
     report: Path
 
 
-def simulate(config: RunConfig, out: Path, *, data: Path | None) -> Finished:
+def simulate(
+    config: RunConfig, out: Path, *, data: Path | None, release_anyway: str = ""
+) -> Finished:
     """Run, or go on with, a simulation in the folder `out`.
+
+    Args:
+        config: the settings.
+        out: the run's folder, new or one to go on with.
+        data: real patients; None for phantoms.
+        release_anyway: why the synthetic set is released even if its check fails; recorded.
 
     Raises:
         BadConfig: the settings cannot be kept, or `out` holds something else or another run.
         BadData: the data folder has problems; all are told, and nothing was trained.
 
     """
+    reason = checked_reason(release_anyway, flag="--release-anyway")
     checked = folder_sites(data, config) if data is not None else None
     _check_settings(config, checked)
     with open_run(out, config) as (folder, seed):
         sites = checked if checked is not None else phantom_sites(config, seed=seed)
         with make_progress(accounting=_accounting(config)) as progress:
             _Simulation(
-                config=config, folder=folder, seed=seed, sites=sites, progress=progress
+                config=config,
+                folder=folder,
+                seed=seed,
+                sites=sites,
+                progress=progress,
+                release_anyway=reason,
             ).run()
         return Finished(folder=folder, report=build_report(folder.path))
 
@@ -79,6 +96,7 @@ class _Simulation:
     seed: int
     sites: Sequence[SimulatedSite]
     progress: Progress
+    release_anyway: str
 
     def run(self) -> None:
         torch.set_num_threads(self.config.threads)
@@ -107,6 +125,14 @@ class _Simulation:
         if not self.folder.finished("synthesize"):
             self._save(models[Arm.PRIVATE])
             self.folder.finish("synthesize")
+        release_set(
+            self.folder,
+            self.sites,
+            self.config,
+            seed=self.seed,
+            anyway=self.release_anyway,
+            progress=self.progress,
+        )
         if not self.folder.finished("evaluate"):
             Measuring(
                 config=self.config,
@@ -157,7 +183,7 @@ class _Simulation:
         write_synthetic_set(
             model,
             [site.name for site in self.sites],
-            self.folder.synthetic,
+            self.folder.unchecked,
             count=self.config.evaluation.synthetic,
             grid=self.config.grid,
             seed=self.seed,
@@ -182,4 +208,5 @@ def _accounting(config: RunConfig) -> str:
     names += ["segmenter"] if config.segment.enabled else []
     names += ["critic"] if config.adversarial.enabled else []
     names += ["paired"] if config.adversarial.enabled and config.adversarial.paired_weight else []
+    names += ["metrics"] if config.metrics.enabled else []
     return f"delta {config.privacy.delta:g}, unit: patient, Gaussian mechanisms: {', '.join(names)}"

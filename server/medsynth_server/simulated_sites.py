@@ -13,8 +13,10 @@ from typing import Any
 
 import tomli_w
 import torch
+from pydantic import TypeAdapter
 
 from medsynth_common.dataset import Level, PatientFiles, examine, find_patients, prepare
+from medsynth_common.dataset.source import Source, load_patients
 from medsynth_common.dataset.telling import lines, progress_bar
 from medsynth_common.durable import write_bytes
 from medsynth_common.errors import BadConfig, BadData, Problem
@@ -25,6 +27,7 @@ from medsynth_server.config import RunConfig
 
 log = logging.getLogger(__name__)
 
+_SOURCE: TypeAdapter[Source] = TypeAdapter(Source)
 #: Of a site's real patients, the share that is held out; a site of one or two holds out none.
 _HELD_OUT = 0.2
 
@@ -51,6 +54,11 @@ class SimulatedSite:
     def load_held_out(self, config: RunConfig) -> list[Volume]:
         """Read the held-out patients on the training grid."""
         return [self._load(patient, config) for patient in self.held_out]
+
+    def load_training(self, config: RunConfig, *, cache: Path) -> Sequence[Volume]:
+        """Read all training patients on the training grid, from where the site prepared them."""
+        source: Source = _SOURCE.validate_json(json.dumps(self.source))
+        return load_patients(source, config.grid, cache=cache)
 
     def load_trained_on(self, config: RunConfig, *, count: int) -> list[Volume]:
         """Read the first real training patients on the training grid."""
@@ -189,8 +197,11 @@ def _check_names(sites: Iterable[str]) -> None:
 
 
 def _policy(config: RunConfig) -> dict[str, Any]:
+    stages = [Stage.MOMENTS, Stage.SEGMENT, Stage.ADVERSARIAL]
+    if config.metrics.enabled:
+        stages.append(Stage.METRICS)
     policy: dict[str, Any] = {
-        "stages": [Stage.MOMENTS, Stage.SEGMENT, Stage.ADVERSARIAL],
+        "stages": stages,
         "minimum_patients": 1,
         "minimum_noise_multiplier": 0.01,  # what the largest epsilon of a config comes to
     }

@@ -53,6 +53,7 @@ CODES = {
     "Refused": 5,
     "PolicyRefusal": 5,
     "BudgetExhausted": 5,
+    "AlreadyAnswered": 5,
     "NotCharged": 5,
     "UnsafeRelease": 5,
     "ClockWentBack": 5,

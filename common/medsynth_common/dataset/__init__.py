@@ -1,6 +1,6 @@
 """Real patients in: find them, check them, prepare them for training."""
 
-from medsynth_common.dataset.check import examine
+from medsynth_common.dataset.check import check_patients, checked_patients, examine
 from medsynth_common.dataset.config import DataConfig
 from medsynth_common.dataset.files import PatientFiles
 from medsynth_common.dataset.finding import Examination, Finding, Level
@@ -14,6 +14,8 @@ __all__ = [
     "Level",
     "Patient",
     "PatientFiles",
+    "check_patients",
+    "checked_patients",
     "examine",
     "find_patients",
     "prepare",

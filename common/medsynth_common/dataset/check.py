@@ -9,6 +9,7 @@
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Final, TypeVar
 
 from medsynth_common.dataset.checks.copies import copies
@@ -17,7 +18,10 @@ from medsynth_common.dataset.checks.maps import no_tumour
 from medsynth_common.dataset.checks.names import Sites, files_of, membership
 from medsynth_common.dataset.checks.voxels import Examined, check_voxels
 from medsynth_common.dataset.config import DataConfig
-from medsynth_common.dataset.finding import Examination, Finding
+from medsynth_common.dataset.files import PatientFiles
+from medsynth_common.dataset.finding import Examination, Finding, Level
+from medsynth_common.dataset.layout import find_patients
+from medsynth_common.errors import Problem
 
 #: Told while it goes on: what is being looked at, how many patients are done, of how many.
 Progress = Callable[[str, int, int], None]
@@ -26,6 +30,18 @@ Progress = Callable[[str, int, int], None]
 _MOST_WORKERS: Final = 4
 
 _Result = TypeVar("_Result")
+
+
+def checked_patients(root: Path, config: DataConfig) -> dict[str, list[PatientFiles]]:
+    """Find the patients below `root` and check them all; raise BadData with every error."""
+    sites = find_patients(root, config)
+    examine(sites, config).raise_errors()
+    return sites
+
+
+def check_patients(sites: Sites, config: DataConfig) -> list[Problem]:
+    """Return every error of every patient, in the order of the sites; empty when all is well."""
+    return [finding.problem for finding in examine(sites, config).of(Level.ERROR)]
 
 
 def examine(

@@ -60,13 +60,24 @@ def strategy_records(update: SiteUpdate) -> RecordDict:
 
 
 def arrays(weights: Any) -> ArrayRecord:
-    """Put named tensors into an array record."""
-    return ArrayRecord(
-        {
-            name: Array(tensor.detach().cpu().contiguous().numpy())
-            for name, tensor in weights.items()
-        }
-    )
+    """Put named tensors into an array record.
+
+    Raises:
+        BadMessage: a tensor is of a type that numpy, and so Flower, has not: a peer sent it.
+
+    """
+    try:
+        return ArrayRecord(
+            {
+                name: Array(tensor.detach().cpu().contiguous().numpy())
+                for name, tensor in weights.items()
+            }
+        )
+    except TypeError as error:
+        types = sorted({str(tensor.dtype) for tensor in weights.values()})
+        raise BadMessage(
+            Problem(name="tensors", value=", ".join(types), wanted="types that numpy has")
+        ) from error
 
 
 def tensors(record: ArrayRecord) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """The `Trainer` service of `site.proto` over gRPC: the server's half and the caller's half."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,12 +31,12 @@ def serve(service: TrainerService, socket: Path) -> Any:
     server = grpc.server(ThreadPoolExecutor(max_workers=4), options=_OPTIONS)
     handlers = {
         "Describe": grpc.unary_unary_rpc_method_handler(
-            lambda _request, _context: service.describe(),
+            lambda _request, context: _or_name(service.describe, context),
             request_deserializer=DescribeRequest.FromString,
             response_serializer=Description.SerializeToString,
         ),
         "Carry": grpc.stream_stream_rpc_method_handler(
-            lambda parts, _context: service.carry(parts),
+            lambda parts, context: _each_or_name(service, parts, context),
             request_deserializer=PlanPart.FromString,
             response_serializer=UpdatePart.SerializeToString,
         ),
@@ -50,6 +50,27 @@ def serve(service: TrainerService, socket: Path) -> Any:
         os.umask(mask)
     server.start()
     return server
+
+
+def _or_name(answer: Callable[[], Description], context: Any) -> Description:
+    try:
+        return answer()
+    except Exception as error:  # gRPC would log its text, and send it: it may hold a patient's
+        context.abort(grpc.StatusCode.INTERNAL, _name_of(error))
+        raise
+
+
+def _each_or_name(
+    service: TrainerService, parts: Iterable[PlanPart], context: Any
+) -> Iterator[UpdatePart]:
+    try:
+        yield from service.carry(parts)
+    except Exception as error:  # as above
+        context.abort(grpc.StatusCode.INTERNAL, _name_of(error))
+
+
+def _name_of(error: Exception) -> str:
+    return type(error).__name__
 
 
 class TrainerClient:

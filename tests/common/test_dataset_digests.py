@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from medsynth_client.digests import digests
+from medsynth_common.dataset.digests import digests
 
 
 def sha(content: bytes) -> str:

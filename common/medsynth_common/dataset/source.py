@@ -7,6 +7,7 @@ disk, not read: memory holds what training touches, and may drop it again.
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,8 +18,8 @@ import torch
 from pydantic import Field
 from safetensors import SafetensorError
 
-from medsynth_client.digests import digests
 from medsynth_common.dataset import DataConfig, PatientFiles, find_patients, prepare
+from medsynth_common.dataset.digests import digests
 from medsynth_common.dataset.prepare import PREPARATION
 from medsynth_common.durable import write_bytes
 from medsynth_common.errors import BadData, Problem
@@ -121,6 +122,8 @@ def files_of(source: FolderSource) -> list[PatientFiles]:
 
 
 def _cached(path: Path, make: Callable[[], Volume]) -> Volume:
+    if path.parent.is_dir():
+        os.utime(path.parent)  # a use: whoever removes what is old counts from here
     try:
         tensors = safetensors.torch.load_file(path)
         return Volume(image=tensors["image"], labels=tensors["labels"])

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from medsynth_client import patients as patients_file
-from medsynth_client.patients import FolderSource, PhantomSource, load_patients
 from medsynth_common.dataset import DataConfig, Patient, PatientFiles, prepare
+from medsynth_common.dataset import source as patients_file
+from medsynth_common.dataset.source import FolderSource, PhantomSource, load_patients
 from medsynth_common.errors import BadData
 from medsynth_common.labels import Tissue
 from medsynth_common.learning.volumes import Volume
