@@ -31,6 +31,7 @@ class PatientFiles:
             files it could be. A good patient has one each; `check` tells the rest. Empty for a
             patient that is only named in a CSV.
         wanted: for each of them, the file names that were looked for, as told to a person.
+        otherwise: what to do where files have other names; empty where the layout fixes them.
         channels: which 3D volume of a 4D file it is, where it is one.
         tumour_values: what the tumour map's values mean.
         session: the session (visit) that the files are of; empty when there is but one.
@@ -43,6 +44,7 @@ class PatientFiles:
     folder: Path
     matches: Matches
     wanted: Mapping[str, str] = field(default_factory=dict)
+    otherwise: str = ""
     channels: Mapping[str, int] = field(default_factory=dict)
     tumour_values: Mapping[int, Tissue] = field(default_factory=lambda: BRATS_VALUES)
     session: str = ""

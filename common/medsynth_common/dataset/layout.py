@@ -67,7 +67,9 @@ def find_patients(
         }
     patients = _LAYOUTS[layout](root, config)
     if not patients or rows == []:
-        raise BadData(Problem(name=str(root), value="no patient", wanted=f"layout {layout}"))
+        wanted = f"patients in the layout {layout}"
+        mend = "files with other names: give their patterns in [data]"
+        raise BadData(Problem(name=str(root), value="no patient", wanted=wanted, mend=mend))
     if config.one_site_per_patient:
         rows = [(split_session(files.name)[0], files.name) for files in patients]
     elif rows is None:

@@ -43,7 +43,7 @@ def files_of(files: PatientFiles) -> Iterator[Finding]:
     for role, found in files.matches.items():
         wanted = files.wanted.get(role, "one file")
         if not found:
-            yield about.error("missing-file", role, "no file", wanted)
+            yield about.error("missing-file", role, "no file", wanted, files.otherwise)
         elif len(found) > 1:
             value = ", ".join(path.name for path in found)
             yield about.error("several-files", role, value, wanted, "narrow the pattern")

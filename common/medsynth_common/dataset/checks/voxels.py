@@ -108,6 +108,8 @@ def _intensities(about: About, role: str, image: Image) -> Iterator[Finding]:
         value = f"{negative / image.size:.0%} of the voxels below 0, the least {image.min():.3g}"
         mend = "what is below 0 is cut off; export it before it was made a z-score"
         yield about.error("negative", role, value, "intensities from 0 up", mend)
+    elif negative:
+        yield about.note("below-zero", role, "a few voxels below 0", "which count as 0")
     top = float(signal.max())
     saturated = np.count_nonzero(signal == top) / signal.size
     if saturated > _SATURATED:

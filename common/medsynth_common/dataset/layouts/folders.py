@@ -77,6 +77,7 @@ def _files(
         name=name,
         folder=folder,
         matches=matches,
+        otherwise="files with other names: give their patterns in [data]",
         wanted={role: f"one that matches {_either(config.patterns[role])}" for role in matches},
         tumour_values=BRATS_VALUES if config.tumour_values is None else config.tumour_values,
     )
