@@ -161,6 +161,17 @@ def test_a_patient_without_sessions_is_not_taken_for_one_of_another_site(tmp_pat
     assert names(find_patients(tmp_path, DataConfig())) == {"a": ["p_ses-1"], "b": ["p_ses-2"]}
 
 
+def test_sessions_of_one_patient_that_a_csv_deals_to_two_sites_are_told(tmp_path: Path) -> None:
+    for seed, name in enumerate(("p_ses-1", "p_ses-2", "q_ses-1", "q_ses-2")):
+        brats(tmp_path / name, patient(seed))
+    rows = "site,patient\na,p_ses-1\nb,p_ses-2\na,q_ses-1\na,q_ses-2\n"
+    (tmp_path / "s.csv").write_text(rows)
+    sites = find_patients(tmp_path, DataConfig())
+    assert names(sites) == {"a": ["p_ses-1", "q"], "b": ["p_ses-2"]}
+    (error,) = examine(sites, DataConfig()).of(Level.ERROR)
+    assert str(error.problem).startswith("patient p: got sessions at sites a, b, wanted one site")
+
+
 @pytest.mark.parametrize("header", ["site,patient", "Partition_ID,Subject_ID"])
 def test_a_partition_in_the_folder_is_found(tmp_path: Path, header: str) -> None:
     by_patient(tmp_path)
@@ -278,6 +289,13 @@ def test_one_site_does_not_silence_what_the_folder_says(tmp_path: Path) -> None:
     assert set(find_patients(tmp_path, DataConfig(), one_site="here")) == {"north", "east"}
     by_patient(tmp_path / "flat")
     assert "patients of no site" in problem_of(tmp_path / "flat", one_site=None)
+
+
+def test_one_sites_folder_out_of_several_is_read_by_the_same_settings(tmp_path: Path) -> None:
+    by_site(tmp_path)
+    flat = DataConfig(layout="sites").model_copy(update={"one_site_per_patient": True})
+    found = names(find_patients(tmp_path / "sites" / "north", flat))
+    assert found == {"p1": ["p1"], "p2": ["p2"]}
 
 
 def test_layout_sites_goes_without_a_partition() -> None:

@@ -89,6 +89,8 @@ def detect_layout(root: Path, config: DataConfig) -> str:
         BadData: it has none, or could have several.
 
     """
+    if config.layout == "sites" and config.one_site_per_patient:
+        return "patients"  # one site's folder out of such a data set
     if config.layout != "auto":
         return config.layout
     told = config.sites is not None or config.one_site_per_patient

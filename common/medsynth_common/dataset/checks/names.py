@@ -6,6 +6,7 @@ from pathlib import Path
 
 from medsynth_common.dataset.files import PatientFiles
 from medsynth_common.dataset.finding import About, Finding, Level
+from medsynth_common.dataset.layouts.sessions import split_session
 from medsynth_common.errors import Problem
 
 Sites = Mapping[str, Sequence[PatientFiles]]
@@ -27,6 +28,7 @@ def membership(sites: Sites) -> Iterator[Finding]:
         for site in sorted(site for site in set(named) if named.count(site) > 1):
             value = f"{named.count(site)} rows"
             yield _error(f"{site}/{name}", value, "one row in the CSV")
+    yield from _divided(sites)
 
 
 def files_of(files: PatientFiles) -> Iterator[Finding]:
@@ -53,6 +55,21 @@ def files_of(files: PatientFiles) -> Iterator[Finding]:
         if len(roles) > 1:
             name, mend = " and ".join(roles), "narrow the patterns"
             yield about.error("shared-file", name, path.name, "a file for each", mend)
+
+
+def _divided(sites: Sites) -> Iterator[Finding]:
+    """Find patients of one folder whose sessions were dealt to several sites."""
+    homes: dict[tuple[Path, str], set[str]] = defaultdict(set)
+    for site, patients in sites.items():
+        for files in patients:
+            patient, session = split_session(files.name)
+            if session or files.sessions:
+                homes[files.folder.parent, patient].add(site)
+    for (_, patient), named in homes.items():
+        if len(named) > 1:
+            value = f"sessions at sites {', '.join(sorted(named))}"
+            mend = "a patient at two sites would be counted twice in the privacy statement"
+            yield _error(f"patient {patient}", value, "one site", mend)
 
 
 def _error(name: str, value: str, wanted: str, mend: str = "") -> Finding:
