@@ -53,7 +53,7 @@ def told(examination: Examination, prepared: Prepared | None) -> str:
     text = as_text(examination)
     if prepared is None:
         return text
-    mended = [f"mended: {one.problem.name}: {one.problem.value}" for one in prepared.mended]
+    mended = [f"mended: {line}" for line in _mended(prepared)]
     left = [
         f"left out: {name}: {problem.value}"
         for name, problems in prepared.left_out.items()
@@ -69,11 +69,16 @@ def as_values(examination: Examination, prepared: Prepared | None) -> dict[str, 
     if prepared is not None:
         values["prepared"] = {
             "folder": str(prepared.folder),
-            "mended": [f"{one.problem.name}: {one.problem.value}" for one in prepared.mended],
+            "mended": _mended(prepared),
             "left_out": {name: [str(p) for p in ps] for name, ps in prepared.left_out.items()},
             **as_json(prepared.examination),
         }
     return values
+
+
+def _mended(prepared: Prepared) -> list[str]:
+    said = [finding.problem for finding in prepared.mended]
+    return [f"{one.name}: {one.value}, now {one.wanted}" for one in said]
 
 
 def _of_site(path: Path, given: Mapping[str, object]) -> tuple[Path, DataConfig, Sites]:

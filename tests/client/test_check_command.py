@@ -87,7 +87,7 @@ def test_a_mended_copy_is_written_beside(check: Typed, data: Path, tmp_path: Pat
     (data / "p2" / "p2_seg.nii.gz").unlink()
     code, out, _ = check(data, "--fix", tmp_path / "out")
     assert code == 4
-    assert "mended: mri/p1: t1: 1 NaN or infinite voxels" in out
+    assert "mended: mri/p1: t1: 1 NaN or infinite voxels, now finite voxels" in out
     assert "left out: mri/p2: no file" in out
     assert out.endswith("out: 1 patient at 1 site: 0 errors, 0 warnings\n")
     assert check(tmp_path / "out")[0] == 0

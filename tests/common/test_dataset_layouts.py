@@ -104,22 +104,15 @@ def test_a_good_data_set_of_every_layout_has_nothing_to_blame(tmp_path: Path, la
 
 @pytest.mark.parametrize("lay", LAYOUTS)
 def test_every_layout_gives_the_same_patient(tmp_path: Path, lay: Lay) -> None:
-    lay(tmp_path)
-    by_patient(tmp_path / "plain")
-    config = DataConfig.model_validate({"layout": LAYOUTS[lay][0]})
-    first = [
-        prepare(min(patients, key=str), (24, 24, 24), DataConfig())
-        for patients in (
-            [files for one in sites.values() for files in one if files.name != "p3"]
-            for sites in (
-                find_patients(tmp_path / "plain", DataConfig(), one_site="a"),
-                find_patients(tmp_path, config, one_site="a"),
-            )
-        )
-    ]
-    np.testing.assert_array_equal(first[0].labels, first[1].labels)
-    np.testing.assert_array_equal(first[0].image, first[1].image)
-    assert {Tissue.CORE, Tissue.OEDEMA, Tissue.ENHANCING} & set(np.unique(first[0].labels))
+    lay(tmp_path / "data")
+    brats(tmp_path / "plain" / "site" / "p", patient(0))
+    (wanted,) = find_patients(tmp_path / "plain", DataConfig())["site"]
+    sites = find_patients(tmp_path / "data", DataConfig(), one_site="here")
+    found = sites["north" if lay is by_site else "here"][0]
+    one, other = (prepare(files, (24, 24, 24), DataConfig()) for files in (wanted, found))
+    np.testing.assert_array_equal(one.labels, other.labels)
+    np.testing.assert_array_equal(one.image, other.image)
+    assert {Tissue.CORE, Tissue.OEDEMA, Tissue.ENHANCING} <= set(np.unique(other.labels))
 
 
 def test_sessions_are_one_patient_and_the_first_whole_one_is_used(tmp_path: Path) -> None:
