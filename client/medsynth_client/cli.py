@@ -84,6 +84,43 @@ def trainer(
 
 
 @app.command()
+def check(
+    folder: Annotated[
+        Path, typer.Argument(help="A data folder, or a site's folder with its site.toml.")
+    ],
+    layout: Annotated[
+        Literal["auto", "sites", "patients", "files", "bids", "msd"] | None,
+        typer.Option(help="How the data folder is laid out; found out when left out."),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="A TOML file whose [data] says how files are named and labelled."),
+    ] = None,
+    fix: Annotated[
+        Path | None, typer.Option(metavar="OUT", help="Write a copy with all mended that can be.")
+    ] = None,
+    format: Format = "text",
+) -> None:
+    """Look at every patient's files and tell every problem, with what to do about it.
+
+    Exit 4 when there are errors. With --fix the data is not touched: the copy goes to OUT, and
+    patients that cannot be mended are left out of it.
+
+    Example: medsynth-client check /data/mri --fix /data/mri-prepared
+    """
+    from medsynth_client.check_command import as_values, check_folder, told
+    from medsynth_common.dataset.finding import Level
+
+    examination, prepared = check_folder(folder, layout=layout, settings=config, fix=fix)
+    if format == "json":
+        typer.echo(json.dumps(as_values(examination, prepared), indent=2))
+    else:
+        typer.echo(told(examination, prepared))
+    if examination.of(Level.ERROR):
+        raise typer.Exit(4)
+
+
+@app.command()
 def evidence(
     site: SiteFolder,
     out: Annotated[
@@ -207,26 +244,6 @@ def status(site: SiteFolder, format: Format = "text") -> None:
 
     facts = site_status(site)
     typer.echo(json.dumps(facts, indent=2) if format == "json" else status_text(facts))
-
-
-@app.command()
-def check(site: SiteFolder, format: Format = "text") -> None:
-    """Read every patient of site.toml and tell all problems at once. Exit 4 when there are any.
-
-    Example: medsynth-client check /srv/medsynth/site-a
-    """
-    from medsynth_client.data_check import check_data
-    from medsynth_common.errors import BadData
-
-    found = check_data(site)
-    if format == "json":
-        typer.echo(json.dumps(found.facts(), indent=2))
-        raise typer.Exit(BadData.exit_code if found.problems else 0)
-    if found.unlisted:
-        typer.echo(f"not in site.toml: {', '.join(found.unlisted)}", err=True)
-    if found.problems:
-        raise BadData(found.problems)
-    typer.echo(f"{found.site}: {found.patients} patients can be trained on")
 
 
 @privacy.command("status")

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
 from medsynth_common.dataset.brain import bounding_box
+from medsynth_common.dataset.config import NamedTissue
 from medsynth_common.dataset.frame import Shape, fit_frame
-from medsynth_common.dataset.layout import NamedTissue
 from medsynth_common.dataset.prepare import to_tissue
 from medsynth_common.errors import BadConfig, BadData, PolicyRefusal, Problem
 from medsynth_common.labels import BRATS_VALUES, Tissue

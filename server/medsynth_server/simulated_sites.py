@@ -5,6 +5,7 @@ The coordinator of a real federation never writes a site's files; a simulation p
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,14 +15,17 @@ import tomli_w
 import torch
 from pydantic import TypeAdapter
 
-from medsynth_common.dataset import PatientFiles, checked_patients, prepare
+from medsynth_common.dataset import Level, PatientFiles, examine, find_patients, prepare
 from medsynth_common.dataset.source import Source, load_patients
+from medsynth_common.dataset.telling import lines, progress_bar
 from medsynth_common.durable import write_bytes
 from medsynth_common.errors import BadConfig, BadData, Problem
 from medsynth_common.learning.volumes import Volume
 from medsynth_common.phantom import SITE_SCANNERS, make_phantom
 from medsynth_common.plan import SITE_NAME, Stage
 from medsynth_server.config import RunConfig
+
+log = logging.getLogger(__name__)
 
 _SOURCE: TypeAdapter[Source] = TypeAdapter(Source)
 #: Of a site's real patients, the share that is held out; a site of one or two holds out none.
@@ -104,8 +108,13 @@ def folder_sites(root: Path, config: RunConfig) -> list[SimulatedSite]:
 
     """
     sites = []
-    found = checked_patients(root, config.data)
+    found = find_patients(root, config.data)
+    with progress_bar() as progress:
+        examination = examine(found, config.data, progress=progress)
+    examination.raise_errors()
     _check_names(found)
+    for line in lines(examination, [Level.WARNING]):
+        log.warning(line)
     for name, patients in found.items():
         out = round(_HELD_OUT * len(patients)) if len(patients) >= 3 else 0
         out = max(out, 1) if len(patients) >= 3 else 0

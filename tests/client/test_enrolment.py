@@ -8,11 +8,12 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from certificates import authority
+from medsynth_client.check_command import check_folder
 from medsynth_client.credentials import SIGNING_KEY
-from medsynth_client.data_check import check_data
 from medsynth_client.enrolment import Enrolled, enrol
 from medsynth_client.node_key import NODE_KEY, load_node_key, public_line
 from medsynth_client.site_file import SiteFile
+from medsynth_common.dataset.finding import Level
 from medsynth_common.errors import BadConfig, BadData
 from medsynth_common.identity import SigningKey
 from medsynth_common.identity.cards import CoordinatorCard, SiteCard, read_card
@@ -25,8 +26,8 @@ COORDINATOR = SigningKey.generate().public
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Seven patients; a folder's name may hold what TOML would stumble over."""
     root = tmp_path_factory.mktemp("data")
-    for name in ("p1", "p2", "p3", "p4", "p5", "p6", 'p "7" ü\\'):
-        write_patient(root / name)
+    for seed, name in enumerate(("p1", "p2", "p3", "p4", "p5", "p6", 'p "7" ü\\')):
+        write_patient(root / name, seed=seed)
     return root
 
 
@@ -57,7 +58,8 @@ def test_a_site_is_made_and_can_be_read(tmp_path: Path, card: Path, data: Path) 
     assert site.declared_patients == 5  # not 7: the count is private
     assert (site.policy.epsilon_cap, site.policy.allow_unprotected) == (8.0, False)
     assert site.policy.synthetic_may_leave is False
-    assert check_data(folder).problems == ()
+    found, _ = check_folder(folder, layout=None, settings=None, fix=None)
+    assert found.of(Level.ERROR) == []
 
     own = read_card(folder / "site.card", SiteCard)
     assert own.signing_key == SigningKey.load(folder / SIGNING_KEY).public.text
@@ -129,20 +131,23 @@ def test_too_few_to_be_rounded_must_be_declared(tmp_path: Path, card: Path) -> N
 
 def test_check_tells_every_problem_at_once(tmp_path: Path, card: Path) -> None:
     data = tmp_path / "data"
-    for name in ("p1", "p2", "p3"):
-        write_patient(data / name)
+    for seed, name in enumerate(("p1", "p2", "p3")):
+        write_patient(data / name, seed=seed)
     folder = made(tmp_path, card, data, declared=3).folder
     (data / "p1" / "p1_t1.nii.gz").unlink()
     (data / "p2" / "p2_t2.nii.gz").write_bytes(b"no volume")
+    found, _ = check_folder(folder, layout=None, settings=None, fix=None)
+    names = {finding.problem.name for finding in found.of(Level.ERROR)}
+    assert any("p1: t1" in name for name in names)
+    assert any("p2: t2" in name for name in names)
+    assert not any("p3" in name for name in names)
     (data / "p3").rename(data / "p4")
-    found = check_data(folder)
-    assert found.unlisted == ("p4",)
-    assert [problem.name for problem in found.problems] == [
-        f"{data}/p3",
-        "data/p1: t1",
-        "data/p2: t2",
-    ]
-    assert json.loads(json.dumps(found.facts()))["patients"] == 3
+    with pytest.raises(BadData, match="p3: got no such patient"):
+        check_folder(folder, layout=None, settings=None, fix=None)
+    file = folder / "site.toml"
+    file.write_text(file.read_text().replace("declared_patients = 3", "declared_patients = 4"))
+    with pytest.raises(BadConfig, match="declared_patients: got 4, wanted at most 3"):
+        check_folder(folder, layout=None, settings=None, fix=None)
 
 
 @pytest.mark.parametrize("content", [b"", b"-----BEGIN OPENSSH PRIVATE KEY-----\n"])

@@ -1,7 +1,8 @@
 """A site's patients: where they come from, and how they get onto the training grid.
 
-Preparing is done once; the prepared volumes are cached in the site's own folder, keyed by what
-they were made from, so that a restarted trainer is ready at once.
+Preparing is done once; the prepared volumes are cached in the site's own folder, keyed by the
+content they were made from, so that a restarted trainer is ready at once. They are mapped from
+disk, not read: memory holds what training touches, and may drop it again.
 """
 
 import hashlib
@@ -19,6 +20,8 @@ from pydantic import Field
 from safetensors import SafetensorError
 
 from medsynth_common.dataset import DataConfig, PatientFiles, find_patients, prepare
+from medsynth_common.dataset.digests import digests
+from medsynth_common.dataset.prepare import PREPARATION
 from medsynth_common.durable import write_bytes
 from medsynth_common.errors import BadData, Problem
 from medsynth_common.learning.volumes import Volume
@@ -86,10 +89,10 @@ def load_patients(source: Source, grid: tuple[int, ...], *, cache: Path) -> Sequ
             _cached(folder / f"{index}.safetensors", partial(_phantom, source, index, shape))
             for index in range(source.patients)
         ]
-    files = _files_of(source)
+    files = files_of(source)
     return [
         _cached(
-            cache / _key(_fingerprint(patient, source.data), shape) / "volume.safetensors",
+            cache / _key(_made_from(patient, source.data, cache), shape) / "volume.safetensors",
             partial(_prepared, patient, shape, source.data),
         )
         for patient in files
@@ -114,7 +117,8 @@ def files_in(root: Path, data: DataConfig, site: str | None) -> list[PatientFile
     return [replace(files, site=root.name) for found in every.values() for files in found]
 
 
-def _files_of(source: FolderSource) -> list[PatientFiles]:
+def files_of(source: FolderSource) -> list[PatientFiles]:
+    """Find the files of a site's patients. Raises `BadData` with every patient not found."""
     found = files_in(Path(source.root), source.data, source.site)
     by_name = {files.name: files for files in found}
     place = source.site or source.root
@@ -141,14 +145,17 @@ def _cached(path: Path, make: Callable[[], Volume]) -> Volume:
         return volume
 
 
-def _fingerprint(files: PatientFiles, data: DataConfig) -> Mapping[str, object]:
-    """What a prepared patient was made from: a changed file or setting prepares it anew."""
-    stats = {
-        str(path): (path.stat().st_size, path.stat().st_mtime_ns)
-        for paths in files.matches.values()
-        for path in paths
+def _made_from(files: PatientFiles, data: DataConfig, cache: Path) -> Mapping[str, object]:
+    """What a prepared patient is made from: a changed file or setting prepares it anew."""
+    roles = sorted(files.matches)
+    content = digests([files.path(role) for role in roles], cache / "digests")
+    return {
+        "preparation": PREPARATION,
+        "content": dict(zip(roles, content, strict=True)),
+        "channels": dict(files.channels),
+        "tumour_values": dict(files.tumour_values),
+        "anatomy_values": dict(data.anatomy_values),
     }
-    return {"files": stats, "data": data.model_dump(mode="json")}
 
 
 def _key(made_from: Mapping[str, object], shape: tuple[int, int, int]) -> str:
