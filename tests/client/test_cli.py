@@ -149,10 +149,10 @@ def test_what_forbids_a_plan_is_told_by_its_key(command: Command, folder: Path) 
 
 def test_a_plan_past_the_cap_does_not_fit(command: Command, folder: Path) -> None:
     dear = (gaussian("segmenter", noise_multiplier=0.6, steps=50),)
-    told = cost(command, folder, mechanisms=dear)
+    told = cost(command, folder, round=2, mechanisms=dear)
     assert (told["fits_cap"], told["forbidden_by"], told["would_be_done"]) == (False, [], False)
     assert told["epsilon_after"] > 8
-    free = cost(command, folder, mechanisms=(unprotected("segmenter"),))
+    free = cost(command, folder, round=2, mechanisms=(unprotected("segmenter"),))
     assert (free["epsilon_after"], free["fits_cap"]) == (None, False)
     assert free["forbidden_by"] == ["allow_unprotected"]
 

@@ -252,7 +252,7 @@ def chosen(monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
     """The settings that commands came to; nothing is run."""
     found: list[RunConfig] = []
 
-    def simulate(config: RunConfig, out: Path, *, data: Path | None, engine: str) -> Any:
+    def simulate(config: RunConfig, out: Path, **_: object) -> Any:
         found.append(config)
         return medsynth_server.simulate.Finished(folder=out, report=out)  # type: ignore[arg-type]
 
