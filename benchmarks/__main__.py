@@ -4,11 +4,13 @@ import argparse
 from collections.abc import Callable
 from typing import Final
 
-from benchmarks import dp_step
+from benchmarks import dp_step, prepare_patient, verify
 
 #: Name -> what runs it, prints it and writes `runs/bench/NAME.json`; True when its bar is met.
 BENCHMARKS: Final[dict[str, Callable[[], bool]]] = {
     "dp_step": dp_step.main,
+    "prepare_patient": prepare_patient.main,
+    "verify": verify.main,
 }
 
 

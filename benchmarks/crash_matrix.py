@@ -27,7 +27,8 @@ from rich.console import Console
 from rich.table import Table
 
 from medsynth_client.audit import AuditEvent, AuditLog
-from medsynth_client.privacy_command import verify_audit, verify_ledger
+from medsynth_client.privacy_command import verify_audit
+from medsynth_client.verification import verify_site
 from medsynth_common.durable import write_json
 from medsynth_server.record import Event, RoundEvent, read_events, read_privacy
 
@@ -239,6 +240,7 @@ def broken_promises(folder: Path, undisturbed: Path) -> list[str]:
         _weights,
         _rounds,
         _half_written,
+        _released,
         _spent,
     )
     found = [problem for check in checks for problem in check(folder, undisturbed)]
@@ -249,7 +251,7 @@ def broken_promises(folder: Path, undisturbed: Path) -> list[str]:
 
 def uncharged(site: Path) -> list[str]:
     """List what a site's audit log says was released without a reservation in the ledger."""
-    problems = [str(problem) for problem in (*verify_ledger(site), *verify_audit(site))]
+    problems = [str(problem) for problem in (*verify_site(site).problems, *verify_audit(site))]
     steps = _reserved_steps(site / "ledger.db")
     released = [e for e in AuditLog(site / "audit.jsonl").read() if e.outcome == "released"]
     used = Counter(receipt for event in released for receipt in event.receipts)
@@ -305,6 +307,19 @@ def _told(events: Sequence[Event]) -> list[tuple[str, ...]]:
 def _half_written(folder: Path, _undisturbed: Path) -> Iterator[str]:
     for part in folder.rglob(".part-*"):
         yield f"{part.relative_to(folder)} was left half-written"
+
+
+def _released(folder: Path, undisturbed: Path) -> Iterator[str]:
+    """The set is where its check says, the same to the byte, and nowhere else."""
+    for name in ("unchecked", "withheld", "synthetic", "release-check.json"):
+        mine, theirs = (_files_of(f / name) for f in (folder, undisturbed))
+        if mine != theirs:
+            yield f"{name} differs from the undisturbed run's"
+
+
+def _files_of(path: Path) -> dict[str, bytes]:
+    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
+    return {str(file.relative_to(path)): file.read_bytes() for file in files}
 
 
 def _spent(folder: Path, undisturbed: Path) -> Iterator[str]:

@@ -16,7 +16,7 @@ from medsynth_common.labels import CONTRASTS, TUMOUR
 from medsynth_common.phantom import SITE_SCANNERS, Phantom, make_phantom
 
 #: One colour for each `Tissue`, in order.
-_COLOURS: Final = ListedColormap(
+COLOURS: Final = ListedColormap(
     [
         "#000000",
         "#3a6ea5",
@@ -56,7 +56,7 @@ def _picture(phantoms: dict[str, Phantom], planes: tuple[str, ...]) -> Figure:
             row = next(pictures)
             slices = _slices(phantom, _PLANES[plane])
             row[0].set_title(f"{name}: {plane}", color="white", fontsize=6)
-            row[0].imshow(slices[0].T, cmap=_COLOURS, vmin=0, vmax=8, interpolation="nearest")
+            row[0].imshow(slices[0].T, cmap=COLOURS, vmin=0, vmax=8, interpolation="nearest")
             for cell, contrast, values in zip(row[1:], CONTRASTS, slices[1:], strict=True):
                 cell.set_title(contrast.value, color="white", fontsize=6)
                 cell.imshow(values.T, cmap="gray", vmin=0, vmax=1.05)

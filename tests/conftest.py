@@ -1,4 +1,7 @@
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,3 +31,11 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real volumes are absent: no folder {folder} (set MEDSYNTH_DATA)")
     return folder
+
+
+@pytest.fixture
+def socket() -> Iterator[Path]:
+    """A short path: a Unix socket's holds about 100 characters."""
+    folder = Path(tempfile.mkdtemp(prefix="medsynth-"))
+    yield folder / "trainer.sock"
+    shutil.rmtree(folder)

@@ -11,6 +11,14 @@ from scipy.ndimage import gaussian_filter
 
 from medsynth_common.labels import CONTRASTS, TISSUES, Contrast, Region, Tissue
 from medsynth_common.plan import Stage
+from medsynth_common.release_check import ReleaseCheck, Verdict
+from medsynth_common.release_check.intervals import share_interval
+from medsynth_common.release_check.result import (
+    AttackFinding,
+    DuplicateFinding,
+    Interval,
+    NearnessFinding,
+)
 from medsynth_server.record import (
     BEFORE_TRAINING,
     FEDERATED,
@@ -82,6 +90,7 @@ def write_run(folder: Path, *, patients: int = 3, told: Sequence[Event] | None =
     write_privacy(folder / "privacy.json", statement())
     write_samples(folder / "samples.safetensors", patients=patients)
     (folder / "config.toml").write_text(CONFIG)
+    (folder / "release-check.json").write_bytes(release_check().encoded())
     return folder
 
 
@@ -275,3 +284,62 @@ def _image(
         for contrast in CONTRASTS
     ]
     return np.stack(channels).clip(0).astype(np.float32)
+
+
+def release_check(verdict: Verdict = Verdict.PASSED) -> ReleaseCheck:
+    """What a check of 36 volumes may have found; of a failed one, two copies and a leak."""
+    rng = np.random.default_rng(3)
+    failed = verdict is Verdict.FAILED
+    copies = ("synthetic-004", "synthetic-017") if failed else ()
+    reasons = {
+        Verdict.PASSED: "None of 36 synthetic images is a copy.",
+        Verdict.FAILED: "2 of 36 synthetic images are copies of a training patient's.",
+        Verdict.NOT_DECIDABLE: "There are too few patients.",
+    }
+    comparable = verdict is not Verdict.NOT_DECIDABLE
+    near = rng.normal(0.17, 0.015, 36)
+    near[: len(copies)] = 0.012
+    nearness = NearnessFinding(
+        of="images",
+        verdict=verdict,
+        reason=reasons[verdict],
+        compared=36,
+        copies=copies,
+        share=len(copies) / 36,
+        share_interval=share_interval(len(copies), 36),
+        threshold=0.52 if comparable else None,
+        controls=198 if comparable else 2,
+        unusual=len(copies) / 36,
+        near_held_out=0,
+        to_training=tuple(near.tolist()),
+        held_out_to_training=tuple(rng.normal(0.175, 0.02, 18).tolist()) if comparable else (),
+        to_held_out=tuple(rng.normal(0.18, 0.02, 36).tolist()) if comparable else (),
+    )
+    attack = AttackFinding(
+        attack="GAN-Leaks",
+        verdict=verdict,
+        reason=f"GAN-Leaks {'tells' if failed else 'does not tell'} training patients apart.",
+        auc=(0.81 if failed else 0.47) if comparable else None,
+        auc_interval=Interval(low=0.3, high=0.88) if comparable else None,
+        control=0.66 if comparable else None,
+        false_positive_rate=1 / 18 if comparable else None,
+        true_positive_rate=0.25 if comparable else None,
+        true_positive_interval=Interval(low=0.18, high=0.33) if comparable else None,
+    )
+    return ReleaseCheck(
+        verdict=verdict,
+        seed=1,
+        training=180 if comparable else 2,
+        held_out=18 if comparable else 0,
+        synthetic=36,
+        reference=48 if comparable else 0,
+        nearness=(nearness,),
+        duplicates=DuplicateFinding(
+            verdict=Verdict.PASSED,
+            reason="No synthetic volume is a copy of another.",
+            compared=36,
+            pairs=(),
+            threshold=0.05,
+        ),
+        attacks=(attack,),
+    )

@@ -20,6 +20,7 @@ from medsynth_common.networks import Generator, NetworkSettings, build_critic, b
 from medsynth_common.phantom import SITE_SCANNERS, make_phantom
 from medsynth_common.plan import (
     AdversarialSettings,
+    MetricsSettings,
     MomentsSettings,
     PlanHeader,
     RoundPlan,
@@ -44,12 +45,14 @@ SETTINGS: Final = {
     Stage.MOMENTS: MomentsSettings(),
     Stage.SEGMENT: SegmentSettings(crops=2),
     Stage.ADVERSARIAL: AdversarialSettings(generator_steps=1, batch=2, label_bank=2, crops=2),
+    Stage.METRICS: MetricsSettings(),
 }
 #: What each stage's work spends, in the order of a plan; `paired` only where it is switched on.
 MECHANISMS: Final = {
     Stage.MOMENTS: ("level",),
     Stage.SEGMENT: ("segmenter",),
     Stage.ADVERSARIAL: ("critic",),
+    Stage.METRICS: ("metrics",),
 }
 
 #: Makes a site's folder: `new_site(name, seed=..., **changes of its policy)`.
@@ -136,6 +139,7 @@ def plan(stage: Stage = Stage.MOMENTS, **changes: Any) -> RoundPlan:
     parts = {
         Stage.MOMENTS: ("prior", "style"),
         Stage.SEGMENT: ("segmenter",),
+        Stage.METRICS: ("segmenter",),
         Stage.ADVERSARIAL: ("generator", "segmenter", "critic", "features", "style"),
     }[stage]
     weights = {name: t for name, t in model().items() if name.split(".")[0] in parts}

@@ -1,4 +1,4 @@
-"""The hospital's audit log: one line for each thing that left, or was refused.
+"""The hospital's audit log: one line for each thing that left, was refused, or was checked.
 
 Hash-chained JSON lines that any text viewer shows. Each line is on disk before what it tells of
 may leave. A line that was edited, removed, reordered, added by other hands or cut off is found
@@ -6,17 +6,24 @@ by `verify`; a last line left half written by a crash is told apart from all of 
 was never counted in the head file, and what it was to tell of never left.
 """
 
-import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from medsynth_client import hash_chain
 from medsynth_client.hash_chain import CLOCK_SLACK, START, Head, canonical, extend
@@ -36,14 +43,17 @@ class AuditEvent(BaseModel):
         project: the run.
         stage: the run's stage.
         round: the stage's round.
-        outcome: `released` or `refused`.
-        error: the refusal's name; empty for a release.
+        outcome: `released` or `refused`; of a synthetic set `checked`, and `overridden` when a
+            person lets it out against the check.
+        error: the refusal's name, or what a check found; empty when all is well.
         bytes: size of what left, or was to leave.
         sha256: of those bytes; empty when there were none yet.
-        plan_digest: SHA-256 of the plan.
+        plan_digest: SHA-256 of the plan, or of a check's result.
         epsilon: spent by the patient charged most, after this; None when unbounded, or
             when nothing was charged for it.
         receipts: digests of the ledger rows that paid for it.
+        note: of an override, who did it and why. A line without one does not name it, so that
+            lines from before there were notes keep their digests.
 
     """
 
@@ -53,13 +63,29 @@ class AuditEvent(BaseModel):
     project: Text
     stage: Text
     round: int
-    outcome: Literal["released", "refused"]
+    outcome: Literal["released", "refused", "checked", "overridden"]
     error: Text = ""
     bytes: int = Field(ge=0)
     sha256: str = Field(pattern=r"^([0-9a-f]{64})?$")
     plan_digest: Text
     epsilon: float | None = Field(default=None, ge=0)
     receipts: tuple[str, ...] = ()
+    note: Annotated[str, Field(max_length=310)] = ""
+
+    @model_serializer(mode="wrap")
+    def _without_empty_note(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = write(self)
+        return fields if self.note else {k: v for k, v in fields.items() if k != "note"}
+
+
+class _Line(BaseModel):
+    """A line as it is stored."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    number: int
+    event: AuditEvent
+    digest: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +105,8 @@ class AuditLog:
         self.path = path
         self._mutex = threading.Lock()
         self._lines = _Lines(path)
-        self.read()
+        with self._held():
+            pass  # every line is checked, and a head that a crash left behind is mended
 
     def append(self, event: AuditEvent) -> None:
         """Add an event; when this returns, it is on disk."""
@@ -95,9 +122,17 @@ class AuditLog:
             hash_chain.write_head(self.path, lines.last)
 
     def read(self) -> list[AuditEvent]:
-        """Give all events, oldest first."""
+        """Give all events, oldest first; they are read anew, since a log grows without end."""
+        events: list[AuditEvent] = []
+        with self._held():
+            _Lines(self.path, events.append).catch_up()
+        return events
+
+    @property
+    def torn(self) -> bool:
+        """Whether a crash left a last line half written; the next event takes its place."""
         with self._held() as lines:
-            return list(lines.events)
+            return lines.torn is not None
 
     def has_released(self, receipt: str) -> bool:
         """Say whether something was let out on this receipt before."""
@@ -130,14 +165,16 @@ def verify(path: Path) -> list[Problem]:
 
 
 class _Lines:
-    """The lines of a log, taken in one by one; each is checked before it counts."""
+    """The lines of a log, taken in one by one; each is checked, then handed to `told`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self, path: Path, told: Callable[[AuditEvent], None] = lambda _event: None
+    ) -> None:
         self.path = path
         self.last = START
         self.before_last = START
         self.latest: datetime | None = None
-        self.events: list[AuditEvent] = []
+        self._told = told
         self.used_receipts: set[str] = set()
         self.end = 0  # bytes of whole lines
         self.torn: TornLine | None = None
@@ -156,18 +193,18 @@ class _Lines:
     def _take(self, line: bytes) -> None:
         number = self.last.count + 1
         try:
-            fields = json.loads(line)
-            event = AuditEvent.model_validate_json(canonical(fields["event"]))
-        except (ValueError, KeyError, TypeError) as error:
+            written = _Line.model_validate_json(line)
+        except ValidationError as error:
             raise self._bad(number, "a line that does not read", "an event") from error
+        event = written.event
         if line.decode() != _line(self.last, event):
             wanted = "the line written there: number and digest follow from the lines before"
             raise self._bad(number, f"an edited, removed, moved or added {event.outcome}", wanted)
         if self.latest is not None and event.when + CLOCK_SLACK < self.latest:
             raise self._bad(number, event.when.isoformat(), f"a time after {self.latest}")
-        self.before_last, self.last = self.last, Head(count=number, digest=fields["digest"])
+        self.before_last, self.last = self.last, Head(count=number, digest=written.digest)
         self.latest = event.when if self.latest is None else max(event.when, self.latest)
-        self.events.append(event)
+        self._told(event)
         if event.outcome == "released":
             self.used_receipts.update(event.receipts)
 
@@ -199,9 +236,10 @@ class _Lines:
 
 def _line(head: Head, event: AuditEvent) -> str:
     """Write the line that follows `head`."""
-    fields = event.model_dump(mode="json")
-    after = extend(head, canonical(fields))
-    return canonical({"number": after.count, "event": fields, "digest": after.digest})
+    content = canonical(event.model_dump(mode="json"))
+    after = extend(head, content)
+    # As `canonical` would write it: the keys stand in order.
+    return f'{{"digest":"{after.digest}","event":{content},"number":{after.count}}}'
 
 
 @contextmanager

@@ -6,9 +6,11 @@ audit log first. A refusal is written there too, and nothing leaves.
 """
 
 import hashlib
+import logging
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import safetensors.torch
@@ -25,6 +27,8 @@ from medsynth_common.errors import (
     Problem,
     UnsafeRelease,
 )
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,17 +105,38 @@ class Gate:
             self._audit.append(_event(asked))
         return update_bytes
 
-    def refuse(
-        self, error: MedsynthError, *, plan_digest: str, stage: str, round: int, project: str
+    @contextmanager
+    def refusals(self, *, plan_digest: str, stage: str, round: int, project: str) -> Iterator[None]:
+        """Write down whatever ends a plan before it has anything to release, and let it go on.
+
+        Where even that cannot be written, the first error is the one to tell.
+        """
+        try:
+            yield
+        except Exception as error:
+            self._write_down(error, plan_digest, stage, round, project)
+            raise
+
+    def _write_down(
+        self, error: Exception, plan_digest: str, stage: str, round: int, project: str
     ) -> None:
-        """Write down a plan that was refused before there was anything to release."""
+        try:
+            self.refuse(error, plan_digest=plan_digest, stage=stage, round=round, project=project)
+        except MedsynthError as another:
+            names = type(error).__name__, type(another).__name__
+            log.error("not in the audit log: %s, for %s", *names)
+
+    def refuse(
+        self, error: Exception, *, plan_digest: str, stage: str, round: int, project: str
+    ) -> None:
+        """Write down, by its name alone, what ended a plan: its text may hold a patient's."""
         self._audit.append(
             AuditEvent(
                 project=project[:200],
                 stage=str(stage)[:200],
                 round=round,
                 outcome="refused",
-                error=type(error).__name__,
+                error=type(error).__name__[:200],
                 bytes=0,
                 sha256="",
                 plan_digest=plan_digest[:200],

@@ -26,6 +26,7 @@ from medsynth_common.errors import BadRecord, ClockWentBack, Problem, StorageFai
 #: Clocks that are set by the network step back a little.
 CLOCK_SLACK: Final = timedelta(minutes=5)
 _POLL_SECONDS: Final = 0.02
+_CANONICAL: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,7 @@ START: Final = Head(count=0, digest="0" * 64)
 
 def canonical(value: Mapping[str, Any]) -> str:
     """Write `value` as the one JSON line that is hashed: sorted keys, ASCII, finite numbers."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return _CANONICAL.encode(value)
 
 
 def extend(head: Head, content: str) -> Head:

@@ -1,12 +1,13 @@
 """The rows of a ledger: their form, their order, and what they add up to."""
 
+import math
 from datetime import UTC, datetime
 from typing import Annotated, Final, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from medsynth_client.hash_chain import CLOCK_SLACK, START, Head, canonical, extend
-from medsynth_client.spending import Charge, Spending
+from medsynth_client.spending import Charge, EpsilonOf, Spending
 from medsynth_common.errors import BadRecord, Problem
 
 Text = Annotated[str, Field(max_length=200)]
@@ -30,6 +31,9 @@ SCHEMA: Final = {
         WHEN NEW.number IS NOT (SELECT COALESCE(MAX(number), 0) + 1 FROM entries)
         BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END""",
 }
+
+#: How far two accountants, or two versions of one, may differ about the same record.
+_TOLERANCE: Final = 0.02
 
 Row = tuple[int, str, str, str, str]  # number, kind, at, body, digest
 
@@ -57,6 +61,7 @@ class Reservation(_Body):
     Attributes:
         epsilon: of the member charged most, this reservation included; None: unbounded.
         cap: the site's cap then; None: unbounded.
+        preceding: how many rows just before this one were written in the same transaction.
 
     """
 
@@ -69,6 +74,12 @@ class Reservation(_Body):
     epsilon: float | None
     cap: float | None
     delta: float
+    preceding: int = Field(default=0, ge=0)
+
+    @property
+    def plan(self) -> tuple[str, str, int, str]:
+        """Whose answer it pays for: project, stage, round and the plan's digest."""
+        return self.project, self.stage, self.round, self.plan_digest
 
 
 class Confirmation(_Body):
@@ -100,7 +111,18 @@ def _sealed(head: Head, kind: str, at: str, text: str) -> Row:
 
 
 class LedgerRecord:
-    """A ledger's rows, taken in one by one; each is checked before it counts."""
+    """A ledger's rows, taken in one by one; each is checked before it counts.
+
+    Attributes:
+        last: where the chain ends.
+        before_last: where it ended before the last transaction.
+        latest: the latest time of a row; None before the first.
+        key: fingerprint of the pseudonym key.
+        spending: what the rows add up to.
+        reservations: each reservation's digest and body, by row number.
+        confirmations: SHA-256 of what went out, by its reservation's row number.
+
+    """
 
     def __init__(self) -> None:
         self.last = START
@@ -108,9 +130,9 @@ class LedgerRecord:
         self.latest: datetime | None = None
         self.key = ""
         self.spending = Spending()
-        self.last_reservation: Reservation | None = None
-        self._reservations: dict[int, str] = {}
-        self._confirmed: set[int] = set()
+        self.reservations: dict[int, tuple[str, Reservation]] = {}
+        self.confirmations: dict[int, str] = {}
+        self._answered: dict[tuple[str, str], int] = {}
 
     def take(self, row: Row) -> None:
         """Add one row. Raises BadRecord when it does not follow from those before it."""
@@ -123,16 +145,41 @@ class LedgerRecord:
         if (number == 1) != isinstance(body, Opening):
             raise self._bad(number, kind, "an opening, in the first row only")
         self._add(number, body, digest)
-        self.before_last, self.last = self.last, Head(count=number, digest=digest)
+        if not (isinstance(body, Reservation) and body.preceding):
+            self.before_last = self.last
+        self.last = Head(count=number, digest=digest)
         self.latest = moment if self.latest is None else max(moment, self.latest)
 
     def holds(self, entry: int, digest: str) -> bool:
         """Say whether this very reservation was made."""
-        return self._reservations.get(entry) == digest
+        return entry in self.reservations and self.reservations[entry][0] == digest
 
-    def confirmed(self, entry: int) -> bool:
-        """Say whether the release of a reservation was confirmed."""
-        return entry in self._confirmed
+    @property
+    def last_reservation(self) -> Reservation | None:
+        """The newest reservation; None where there is none."""
+        newest = next(reversed(self.reservations.values()), None)
+        return None if newest is None else newest[1]
+
+    def arithmetic_problems(self, epsilon_of: EpsilonOf) -> list[Problem]:
+        """Work out the last reservation's epsilon anew, and tell when it was written otherwise."""
+        written = self.last_reservation
+        if written is None:
+            return []
+        found = self.spending.worst(epsilon_of, written.delta, written.dataset)
+        noted = math.inf if written.epsilon is None else written.epsilon
+        if found == noted or abs(found - noted) <= max(_TOLERANCE, _TOLERANCE * noted):
+            return []
+        return [
+            Problem(
+                name="ledger: last reservation",
+                value=f"epsilon {noted:.3f}",
+                wanted=f"epsilon {found:.3f}",
+            )
+        ]
+
+    def answered(self, project: str, stage: str) -> int:
+        """Give the last round of a run's stage whose release was confirmed; 0: none was."""
+        return self._answered.get((project, stage), 0)
 
     def _add(self, number: int, body: _Body, digest: str) -> None:
         match body:
@@ -150,14 +197,25 @@ class LedgerRecord:
             raise self._bad(number, body.dataset, "a data set registered before")
         if body.cap is not None and (body.epsilon is None or body.epsilon > body.cap):
             raise self._bad(number, f"epsilon {body.epsilon}", f"at most the cap {body.cap}")
+        if body.preceding:
+            self._check_together(number, body)
         self.spending.charge(body.dataset, body.project, body.charge)
-        self._reservations[number] = digest
-        self.last_reservation = body
+        self.reservations[number] = digest, body
+
+    def _check_together(self, number: int, body: Reservation) -> None:
+        """Rows of one transaction stand one after the other and are one plan's."""
+        _, before = self.reservations.get(number - 1, (None, None))
+        if before is None or (before.plan, before.preceding + 1) != (body.plan, body.preceding):
+            wanted = f"{body.preceding} of the same plan's reservations just before it"
+            raise self._bad(number, "a reservation by itself", wanted)
 
     def _confirm(self, number: int, body: Confirmation) -> None:
-        if body.reservation not in self._reservations or body.reservation in self._confirmed:
+        if body.reservation not in self.reservations or body.reservation in self.confirmations:
             raise self._bad(number, f"row {body.reservation}", "a reservation not confirmed before")
-        self._confirmed.add(body.reservation)
+        self.confirmations[body.reservation] = body.release_sha256
+        made = self.reservations[body.reservation][1]
+        before = self.answered(made.project, made.stage)
+        self._answered[made.project, made.stage] = max(made.round, before)
 
     def _parsed(self, number: int, kind: str, text: str) -> _Body:
         if kind not in _KINDS:

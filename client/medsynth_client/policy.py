@@ -10,18 +10,16 @@ forbids it, before any patient's data is touched.
     minimum_patients = 20
 """
 
-import json
-import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from itertools import chain
 from math import isinf
-from pathlib import Path
 from typing import Annotated, Any, Final, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from medsynth_client.spending import Mechanism
-from medsynth_common.errors import BadConfig, PolicyRefusal, Problem
+from medsynth_common.errors import PolicyRefusal, Problem
 
 #: The stage whose releases are images, made from privatised weights alone.
 SYNTHESIZE: Final = "synthesize"
@@ -46,7 +44,9 @@ class SitePolicy(BaseModel):
         minimum_noise_multiplier: least noise a plan may ask for, over clip.
         maximum_steps: most private steps in one round.
         maximum_rounds: last round of a stage that is answered.
-        retention_days: how long state and caches of a finished run are kept.
+        maximum_voxels: largest grid a plan may ask patients to be prepared on.
+        retention_days: how long prepared patients and training state are kept after their last
+            use. Ledger and audit log are kept for ever.
         allow_unprotected: lets mechanisms without noise pass. For simulations only.
 
     """
@@ -65,6 +65,7 @@ class SitePolicy(BaseModel):
     minimum_noise_multiplier: float = Field(default=0.5, gt=0)
     maximum_steps: int = Field(default=10_000, ge=1)
     maximum_rounds: int = Field(default=1_000, ge=1)
+    maximum_voxels: int = Field(default=256**3, ge=1)
     retention_days: int = Field(default=3_650, ge=1)
     allow_unprotected: bool = False
 
@@ -80,44 +81,46 @@ class SitePolicy(BaseModel):
         return self
 
 
-def load_policy(path: Path) -> SitePolicy:
-    """Read the `[policy]` table of `site.toml`.
-
-    Raises BadConfig with every problem found; for an unknown key, with the nearest known one.
-    """
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        value = str(error).splitlines()[0]
-        raise BadConfig(
-            Problem(name=path.name, value=value, wanted="a readable TOML file")
-        ) from error
-    table = tables.get("policy")
-    if not isinstance(table, dict):
-        raise BadConfig(Problem(name=path.name, value="no [policy] table", wanted="one"))
-    try:
-        # As JSON, for strict values: a list is then a tuple, but 1 is still no `true`.
-        return SitePolicy.model_validate_json(json.dumps(table, default=str))
-    except ValidationError as error:
-        raise BadConfig(
-            _problem(f"{path.name}: policy", fault) for fault in error.errors()
-        ) from error
-
-
 def check_plan(
-    policy: SitePolicy, *, stage: str, round: int, mechanism: Mechanism | None, patients: int
+    policy: SitePolicy,
+    *,
+    stage: str,
+    round: int,
+    mechanisms: Sequence[Mechanism],
+    patients: int,
+    voxels: int,
 ) -> None:
     """Raise PolicyRefusal unless the site allows this; told are all keys that forbid it.
 
-    `mechanism` is None when the stage releases nothing that depends on patients.
+    `mechanisms` is empty when the stage releases nothing that depends on patients.
     """
-    problems = [
-        *_stage_problems(policy, stage),
-        *_size_problems(policy, round, patients),
-        *(_mechanism_problems(policy, mechanism) if mechanism is not None else ()),
-    ]
+    problems = plan_problems(
+        policy,
+        stage=stage,
+        round=round,
+        mechanisms=mechanisms,
+        patients=patients,
+        voxels=voxels,
+    )
     if problems:
         raise PolicyRefusal("\n".join(map(str, problems)))
+
+
+def plan_problems(
+    policy: SitePolicy,
+    *,
+    stage: str,
+    round: int,
+    mechanisms: Sequence[Mechanism],
+    patients: int,
+    voxels: int,
+) -> list[Problem]:
+    """List what forbids a plan, each named for the policy's key."""
+    return [
+        *_stage_problems(policy, stage),
+        *_size_problems(policy, round, patients, voxels),
+        *chain.from_iterable(_mechanism_problems(policy, one) for one in mechanisms),
+    ]
 
 
 def _stage_problems(policy: SitePolicy, stage: str) -> Iterator[Problem]:
@@ -128,13 +131,16 @@ def _stage_problems(policy: SitePolicy, stage: str) -> Iterator[Problem]:
         yield Problem(name="synthetic_may_leave", value="synthetic images", wanted="none to leave")
 
 
-def _size_problems(policy: SitePolicy, round: int, patients: int) -> Iterator[Problem]:
+def _size_problems(policy: SitePolicy, round: int, patients: int, voxels: int) -> Iterator[Problem]:
     if not 0 <= round <= policy.maximum_rounds:
         wanted = f"round 0 to {policy.maximum_rounds}"
         yield Problem(name="maximum_rounds", value=f"round {round}", wanted=wanted)
     if patients < policy.minimum_patients:
         wanted = f"at least {policy.minimum_patients}"
         yield Problem(name="minimum_patients", value=f"{patients} patients", wanted=wanted)
+    if voxels > policy.maximum_voxels:
+        wanted = f"at most {policy.maximum_voxels}"
+        yield Problem(name="maximum_voxels", value=f"a grid of {voxels} voxels", wanted=wanted)
 
 
 def _mechanism_problems(policy: SitePolicy, mechanism: Mechanism) -> Iterator[Problem]:
@@ -164,9 +170,8 @@ def _mechanism_problems(policy: SitePolicy, mechanism: Mechanism) -> Iterator[Pr
         )
 
 
-def _problem(name: str, fault: Any) -> Problem:
-    key = ".".join(map(str, fault["loc"]))
-    place = f"{name}.{key}" if key else name
+def key_problem(place: str, key: str, fault: Mapping[str, Any]) -> Problem:
+    """Tell what pydantic found wrong with a key of `[policy]`; for an unknown one, the nearest."""
     match fault["type"]:
         case "extra_forbidden":
             near = get_close_matches(key, SitePolicy.model_fields, n=1)

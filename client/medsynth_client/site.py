@@ -2,19 +2,20 @@
 
 1. seal    is it the coordinator's word, to this site, said once?
 2. look    has this very plan been answered already? then give that answer again
-3. policy  may it be done at all?
+3. check   is it a plan, of a round still to come, that the site's policy allows?
 4. charge  write what it costs into the ledger, on disk, before any noise is drawn
 5. train   on the patients, here
 6. gate    check, and write into the audit log, what is about to leave
 7. keep    answer and state, in one file, whole or not at all
 8. confirm in the ledger that the release went out
+
+Whatever ends a plan before the gate is written into the audit log too, by the error's name.
 """
 
 import hashlib
 import logging
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -25,12 +26,13 @@ from medsynth_client.gate import Gate
 from medsynth_client.keeping import Keeping, Kept
 from medsynth_client.ledger import Ledger, Receipt
 from medsynth_client.order import Order, Outcome
-from medsynth_client.patients import load_patients
 from medsynth_client.policy import check_plan
+from medsynth_client.retention import PREPARED, STATE
 from medsynth_client.site_file import SiteFile
 from medsynth_client.spending import epsilon_of
 from medsynth_client.stages import WORK
-from medsynth_common.errors import PolicyRefusal, Problem, Refused, WrongAddress
+from medsynth_common.dataset.source import load_patients
+from medsynth_common.errors import AlreadyAnswered, Problem, WrongAddress
 from medsynth_common.learning.volumes import Volume
 from medsynth_common.plan import RoundPlan
 from medsynth_common.privacy.randomness import (
@@ -39,8 +41,8 @@ from medsynth_common.privacy.randomness import (
     SystemRandomness,
 )
 from medsynth_common.tensors import pack
-from medsynth_common.update import SiteUpdate, UpdateHeader, check_tensors
-from medsynth_common.wire.forms import expected_plan, expected_update
+from medsynth_common.update import SiteUpdate, UpdateHeader
+from medsynth_common.wire.forms import check_plan_form, expected_update
 from medsynth_common.wire.parts import update_from_tensors, update_tensors
 
 log = logging.getLogger(__name__)
@@ -62,7 +64,7 @@ class Site:
         )
         self._ledger.register_dataset(self.file.source.names())
         self._gate = Gate(self._policy, AuditLog(folder / "audit.jsonl"), self._ledger)
-        self._keeping = Keeping(folder / "state.safetensors")
+        self._keeping = Keeping(folder / STATE)
         self._credentials = load_credentials(folder, self.file.coordinator_key)
         self._patients: dict[tuple[int, ...], Sequence[Volume]] = {}
 
@@ -72,58 +74,50 @@ class Site:
         Raises:
             BadMessage: the plan does not hold what its stage needs.
             WrongAddress: the plan is another site's.
+            AlreadyAnswered: the site has answered that round, and this is not its last plan.
             PolicyRefusal: the site's policy forbids it.
             BudgetExhausted: it would pass the site's cap.
             BadSignature, Expired, Replayed: its seal does not hold.
 
+        And what `Ledger.reserve_all` and `Gate.release` raise. Whatever is raised before the
+        gate is written into the audit log, where that can be.
+
         """
-        digest = plan.digest()
-        with self._recording_refusals(plan, digest):
+        header, digest = plan.header, plan.digest()
+        with self._gate.refusals(
+            plan_digest=digest, stage=header.stage, round=header.round, project=header.run
+        ):
             self._check_address(plan)
             seal_answer = self._credentials.take(plan)  # 1. seal
-        return seal_answer(self._carry(plan, digest))
-
-    def _carry(self, plan: RoundPlan, digest: str) -> SiteUpdate:
-        kept = self._keeping.load()
-        if kept.plan_digest == digest and kept.header is not None:  # 2. look
-            return update_from_tensors(kept.header, kept.update)
-        check_tensors(plan.weights, expected_plan(plan.header))
-        with self._recording_refusals(plan, digest):
-            self._check(plan)  # 3. policy
+            kept = self._keeping.load()
+            if kept.plan_digest == digest and kept.header is not None:  # 2. look
+                return seal_answer(update_from_tensors(kept.header, kept.update))
+            self._check(plan)  # 3. check
+            self.patients(header.grid)  # files that cannot be read are not paid for
             receipts = self._charge(plan, digest)  # 4. charge
-        outcome = self._train(plan, digest, kept)  # 5. train
-        update = self._update(plan, digest, outcome)
-        tensors = update_tensors(update)
+            outcome = self._train(plan, digest, kept)  # 5. train
+            update = self._update(plan, digest, outcome)
+            tensors = update_tensors(update)
         released = self._gate.release(  # 6. gate
             pack(tensors),
             tensors,
             expected=expected_update(plan),
             receipts=receipts,
             plan_digest=digest,
-            stage=plan.header.stage,
-            round=plan.header.round,
-            project=plan.header.run,
+            stage=header.stage,
+            round=header.round,
+            project=header.run,
         )
         self._keeping.store(  # 7. keep
             Kept(plan_digest=digest, header=update.header, update=tensors, state=outcome.state)
         )
         for receipt in receipts:  # 8. confirm
             self._ledger.confirm(receipt, release_sha256=hashlib.sha256(released).hexdigest())
-        return update
+        return seal_answer(update)
 
-    @contextmanager
-    def _recording_refusals(self, plan: RoundPlan, digest: str) -> Iterator[None]:
-        try:
-            yield
-        except Refused as error:
-            self._gate.refuse(
-                error,
-                plan_digest=digest,
-                stage=plan.header.stage,
-                round=plan.header.round,
-                project=plan.header.run,
-            )
-            raise
+    def refuse(self, error: Exception) -> None:
+        """Write down a message that was no plan for any site."""
+        self._gate.refuse(error, plan_digest="", stage="", round=0, project="")
 
     def _check_address(self, plan: RoundPlan) -> None:
         if plan.header.site != self.file.name:
@@ -132,29 +126,33 @@ class Site:
             )
 
     def _check(self, plan: RoundPlan) -> None:
-        stage = plan.header.stage
-        if stage not in WORK:
-            raise PolicyRefusal(f"stage {stage} is no work of a site's")
-        for mechanism in plan.header.mechanisms or (None,):
-            check_plan(
-                self._policy,
-                stage=stage,
-                round=plan.header.round,
-                mechanism=mechanism,
-                patients=self.file.declared_patients,
+        header = plan.header
+        check_plan(
+            self._policy,
+            stage=header.stage,
+            round=header.round,
+            mechanisms=header.mechanisms,
+            patients=self.file.declared_patients,
+            voxels=math.prod(header.grid),
+        )
+        check_plan_form(plan)
+        # A run's stage goes forward. An old plan would be charged again, and would train what
+        # the site keeps (critic, optimizers) from weights that the run has left behind.
+        answered = self._ledger.answered(project=header.run, stage=header.stage)
+        if header.round <= answered:
+            raise AlreadyAnswered(
+                f"run {header.run}, stage {header.stage}: round {answered} was answered, "
+                f"and this is another plan for round {header.round}"
             )
 
     def _charge(self, plan: RoundPlan, digest: str) -> list[Receipt]:
-        return [
-            self._ledger.reserve(
-                project=plan.header.run,
-                stage=plan.header.stage,
-                round=plan.header.round,
-                plan_digest=digest,
-                mechanism=mechanism,
-            )
-            for mechanism in plan.header.mechanisms
-        ]
+        return self._ledger.reserve_all(
+            project=plan.header.run,
+            stage=plan.header.stage,
+            round=plan.header.round,
+            plan_digest=digest,
+            mechanisms=plan.header.mechanisms,
+        )
 
     def _train(self, plan: RoundPlan, digest: str, kept: Kept) -> Outcome:
         return WORK[plan.header.stage](
@@ -170,11 +168,14 @@ class Site:
         )
 
     def patients(self, grid: tuple[int, ...]) -> Sequence[Volume]:
-        """The site's patients on this grid; prepared once and cached on disk."""
+        """The site's patients on this grid; prepared once and cached on disk.
+
+        Those of one grid are held in memory, however many grids are asked for.
+        """
         if grid not in self._patients:
-            self._patients[grid] = load_patients(
-                self.file.source, grid, cache=self._folder / "prepared"
-            )
+            self._patients = {}
+            cache = self._folder / PREPARED
+            self._patients = {grid: load_patients(self.file.source, grid, cache=cache)}
         return self._patients[grid]
 
     def _randomness(self, plan: RoundPlan, digest: str) -> Randomness:

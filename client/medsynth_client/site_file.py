@@ -6,11 +6,24 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from medsynth_client.patients import Source
-from medsynth_client.policy import SitePolicy
+from medsynth_client.policy import SitePolicy, key_problem
+from medsynth_common.dataset.source import Source
 from medsynth_common.errors import BadConfig, Problem
 from medsynth_common.plan import Name, problems_of
 from medsynth_common.privacy.mechanism import Value
+
+
+class ConnectionSettings(Value):
+    """How the site reaches its coordinator, where that needs saying.
+
+    Attributes:
+        extra_ca: a PEM file of certificate authorities that are trusted besides the one on the
+            coordinator's card: a proxy's that opens TLS. It can read what passes, and forge
+            nothing, since plans and updates are sealed.
+
+    """
+
+    extra_ca: str | None = Field(default=None, min_length=1)
 
 
 class SiteFile(Value):
@@ -24,6 +37,7 @@ class SiteFile(Value):
         policy: what the site allows.
         coordinator_key: public key of the coordinator, whose seal every plan must bear; None
             where site and coordinator are one machine's.
+        connection: how it is reached.
         simulation_seed: makes noise replayable, for rehearsals only; a hospital leaves it out.
 
     """
@@ -33,6 +47,7 @@ class SiteFile(Value):
     source: Source
     policy: SitePolicy
     coordinator_key: str | None = Field(default=None, pattern=r"^ed25519:[0-9a-f]{64}$")
+    connection: ConnectionSettings = ConnectionSettings()
     simulation_seed: int | None = Field(default=None, ge=0, lt=2**62)
 
     @classmethod
@@ -48,4 +63,13 @@ class SiteFile(Value):
             # As JSON, for strict values; `default` is for dates, which are none of ours.
             return cls.model_validate_json(json.dumps(values, default=str))
         except ValidationError as error:
-            raise BadConfig(problems_of(error, name=str(path))) from error
+            raise BadConfig(_problems_of(error, path)) from error
+
+
+def _problems_of(error: ValidationError, path: Path) -> list[Problem]:
+    problems = problems_of(error, name=str(path))
+    for number, fault in enumerate(error.errors(include_url=False)):
+        match fault["loc"]:
+            case ("policy", str(key), *_):
+                problems[number] = key_problem(problems[number].name, key, fault)
+    return problems

@@ -143,7 +143,7 @@ class Spending:
         self._members: dict[str, tuple[str, ...]] = {}
         self._datasets_of: defaultdict[str, set[str]] = defaultdict(set)
         self._steps: defaultdict[str, Counter[_Kind]] = defaultdict(Counter)
-        self._charges: list[tuple[str, Charge]] = []
+        self._charges: list[tuple[str, str, Charge]] = []  # data set, project, charge
 
     def knows(self, dataset: str) -> bool:
         """Say whether the data set was registered, or is everyone."""
@@ -158,10 +158,35 @@ class Spending:
     def charge(self, dataset: str, project: str, charge: Charge) -> None:
         """Add a charge to all members of a data set."""
         self._steps[dataset][charge.kind] += charge.steps
-        self._charges.append((project, charge))
+        self._charges.append((dataset, project, charge))
+
+    @property
+    def datasets(self) -> int:
+        """How many data sets were registered."""
+        return len(self._members)
+
+    @property
+    def patients(self) -> int:
+        """How many patients ever belonged to one."""
+        return len(self._datasets_of)
+
+    @property
+    def projects(self) -> list[str]:
+        """All that was charged for, in order of first appearance."""
+        return list(dict.fromkeys(project for _, project, _ in self._charges))
+
+    def within(self, project: str) -> "Spending":
+        """What would have been spent by the same patients in this project alone."""
+        alone = Spending()
+        for dataset, members in self._members.items():
+            alone.register(dataset, members)
+        for dataset, other, charge in self._charges:
+            if other == project:
+                alone.charge(dataset, project, charge)
+        return alone
 
     def worst(
-        self, epsilon_of: EpsilonOf, delta: float, dataset: str, extra: Charge | None = None
+        self, epsilon_of: EpsilonOf, delta: float, dataset: str, extra: Sequence[Charge] = ()
     ) -> float:
         """Epsilon of the member of `dataset` who was charged most, `extra` included."""
         return max(
@@ -172,7 +197,7 @@ class Spending:
         """Add up the charges per project and mechanism, in order of first appearance."""
         steps: Counter[tuple[str, Charge]] = Counter()
         releases: Counter[tuple[str, Charge]] = Counter()
-        for project, charge in self._charges:
+        for _, project, charge in self._charges:
             mechanism = project, charge.model_copy(update={"steps": 1})
             steps[mechanism] += charge.steps
             releases[mechanism] += 1
@@ -198,12 +223,12 @@ class Spending:
         largest = {one for one in histories if not any(one < other for other in histories)}
         return largest or {frozenset()}
 
-    def _total(self, history: frozenset[str], extra: Charge | None) -> tuple[Spent, ...]:
+    def _total(self, history: frozenset[str], extra: Sequence[Charge]) -> tuple[Spent, ...]:
         total: Counter[_Kind] = Counter()
         for dataset in (*history, EVERYONE):
             total += self._steps.get(dataset, Counter())
-        if extra is not None:
-            total[extra.kind] += extra.steps
+        for charge in extra:
+            total[charge.kind] += charge.steps
         return tuple(
             Spent(noise_multiplier=noise, sampling_rate=rate, steps=steps)
             for (noise, rate), steps in sorted(total.items())
@@ -213,6 +238,11 @@ class Spending:
 def epsilon_of(spent: Sequence[Spent], delta: float) -> float:
     """What these releases cost one patient together, by the project's accountant."""
     return _composed(tuple(spent), delta)
+
+
+def forget() -> None:
+    """Work every epsilon out anew: for whoever times or checks the accountant."""
+    _composed.cache_clear()
 
 
 @lru_cache(maxsize=1024)  # sites that one process holds are mostly asked the same

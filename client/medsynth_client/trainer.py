@@ -17,12 +17,15 @@ from typing import Final
 import torch
 
 from medsynth_client.hash_chain import exclusive
+from medsynth_client.retention import TRAINER, tidy
 from medsynth_client.site import Site
 from medsynth_client.site_file import SiteFile
 from medsynth_common import __version__
 from medsynth_common.durable import sweep
 from medsynth_common.errors import BadConfig, BadMessage, Problem, Refused, WrongAddress
+from medsynth_common.plan import RoundPlan
 from medsynth_common.tensors import pack
+from medsynth_common.update import SiteUpdate
 from medsynth_common.wire.parts import (
     failure_part,
     plan_from_parts,
@@ -46,7 +49,6 @@ class Trainer:
         if len(self._sites) < len(sites):
             names = str(sorted(site.file.name for site in sites))
             raise BadConfig(Problem(name="sites", value=names, wanted="each name once"))
-        self._only = sites[0] if len(sites) == 1 else None
         self._turn = threading.Lock()
 
     @property
@@ -61,15 +63,7 @@ class Trainer:
     def carry(self, parts: Iterable[PlanPart]) -> Iterator[UpdatePart]:
         """Carry out one plan; whatever goes wrong leaves as the error's name alone."""
         try:
-            plan = plan_from_parts(parts)
-            # A hospital's only site answers for itself, and so writes down what it refuses.
-            site = self._only or self._sites.get(plan.header.site)
-            if site is None:
-                wanted = f"one of {sorted(self._sites)}"
-                problem = Problem(name="plan: site", value=plan.header.site, wanted=wanted)
-                raise WrongAddress(str(problem))
-            with self._turn:
-                update = site.carry(plan)
+            update = self._answer(parts)
             content = pack(update_tensors(update))
         except (BadMessage, Refused) as error:
             # These speak of plans and limits, never of a patient.
@@ -81,6 +75,27 @@ class Trainer:
             yield failure_part(error)
         else:
             yield from update_parts(update.header, content, update.seal)
+
+    def _answer(self, parts: Iterable[PlanPart]) -> SiteUpdate:
+        try:
+            plan = plan_from_parts(parts)
+            site = self._site_of(plan)
+        except (BadMessage, WrongAddress) as error:
+            # It names no site here, so it may have been meant for any: each writes it down.
+            with self._turn:
+                for site in self._sites.values():
+                    site.refuse(error)
+            raise
+        with self._turn:
+            return site.carry(plan)
+
+    def _site_of(self, plan: RoundPlan) -> Site:
+        site = self._sites.get(plan.header.site)
+        if site is None:
+            wanted = f"one of {sorted(self._sites)}"
+            problem = Problem(name="plan: site", value=plan.header.site, wanted=wanted)
+            raise WrongAddress(str(problem))
+        return site
 
 
 def _without_text(error: Exception) -> str:
@@ -101,6 +116,25 @@ def choose_device(name: str) -> torch.device:
         raise BadConfig(Problem(name="device", value=name, wanted=wanted)) from error
 
 
+def _require_private(folder: Path) -> None:
+    """Raise `BadConfig` unless this user alone can enter the socket's folder.
+
+    gRPC does not say which user calls. The kernel does not let another one call: to connect, the
+    socket's folder must be entered (0700) and the socket be written to (0600). Root may, as
+    everywhere.
+    """
+    found = folder.stat()
+    if found.st_uid == os.getuid() and not found.st_mode & 0o077:
+        return
+    problem = Problem(
+        name=str(folder),
+        value=f"mode {found.st_mode & 0o777:04o}, owner {found.st_uid}",
+        wanted="a folder that only the trainer's own user can enter",
+        mend=f"mkdir -m 700 a folder for the socket alone, as user {os.getuid()}",
+    )
+    raise BadConfig(problem)
+
+
 def run_trainer(
     folders: Sequence[Path], socket: Path, *, device: str, threads: int, watch_parent: bool
 ) -> None:
@@ -110,10 +144,13 @@ def run_trainer(
     torch.use_deterministic_algorithms(True, warn_only=True)
     with ExitStack() as held:
         for folder in folders:
-            SiteFile.load(folder / "site.toml")  # a mistyped folder is told, not made
+            site = SiteFile.load(folder / "site.toml")  # a mistyped folder is told, not made
             # One trainer a site: one whose parent died may still be ending.
-            held.enter_context(exclusive(folder / "trainer", timeout=_TAKE_OVER_SECONDS))
+            held.enter_context(exclusive(folder / TRAINER, timeout=_TAKE_OVER_SECONDS))
             sweep(folder)
+            for removed in tidy(folder, retention_days=site.policy.retention_days):
+                log.info("removed, unused for %s days: %s", site.policy.retention_days, removed)
+        _require_private(socket.parent)
         trainer = Trainer(folders, device=choose_device(device))
         server = serve(trainer, socket)
         try:

@@ -1,7 +1,11 @@
 """Every error medsynth raises on purpose, each with the exit code a command ends with.
 
     MedsynthError                 1  something failed
+    ├── TrainerDied               1  a trainer process ended while it was working
     ├── ConnectionFailed          2  the other side cannot be reached, or is not who it should be
+    │   ├── Unreachable              no answer from it, yet
+    │   ├── Untrusted                what answers does not prove to be the coordinator
+    │   └── NotAdmitted              it answers, and does not let this node in
     ├── TimedOut                  3  the other side did not answer in time
     ├── BadInput                  4  data, configuration or a message is not what it must be
     │   ├── BadConfig                a configuration file or flag
@@ -12,12 +16,15 @@
     └── Refused                   5  understood, and not done
         ├── PolicyRefusal            the site's own policy forbids it
         ├── BudgetExhausted          it would pass the site's privacy cap
+        ├── AlreadyAnswered          a plan of a round that was answered before
         ├── NotCharged               a release that the ledger was not charged for
         ├── UnsafeRelease            a release that is not what the plan asked for
         ├── BadSignature             not sealed by the key it should be
         ├── WrongAddress             sealed for another plan, site, stage or round
         ├── Expired                  sealed too long ago, or in the future
         ├── Replayed                 a message that was taken before
+        ├── UnknownWork              a kind of message that a site does not serve
+        ├── CodeRefused              a run that brings code; a site runs what it installed
         └── ClockWentBack            the clock stands before the record's last entry
 
 A site sends only an error's *name* to the coordinator: its text may hold a patient's.
@@ -46,7 +53,12 @@ class Problem:
 
     def __str__(self) -> str:
         line = f"{self.name}: got {self.value}, wanted {self.wanted}"
-        return f"{line} ({self.mend})" if self.mend else line
+        return _on_one_line(f"{line} ({self.mend})" if self.mend else line)
+
+
+def _on_one_line(text: str) -> str:
+    """Escape what would move a terminal's cursor or begin a line: names may be a peer's."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class MedsynthError(Exception):
@@ -55,10 +67,26 @@ class MedsynthError(Exception):
     exit_code = 1
 
 
+class TrainerDied(MedsynthError):
+    """A trainer process ended while it was working; its log tells why."""
+
+
 class ConnectionFailed(MedsynthError):
     """The other side cannot be reached or did not prove who it is."""
 
     exit_code = 2
+
+
+class Unreachable(ConnectionFailed):
+    """No connection, or no answer over it; worth another try."""
+
+
+class Untrusted(ConnectionFailed):
+    """What answers does not prove to be the coordinator: certificate, name, no TLS at all."""
+
+
+class NotAdmitted(ConnectionFailed):
+    """The coordinator answers, and does not let this node in: its key, or its clock."""
 
 
 class TimedOut(MedsynthError):
@@ -117,6 +145,10 @@ class BudgetExhausted(Refused):
     """It would take a site past its lifetime privacy cap."""
 
 
+class AlreadyAnswered(Refused):
+    """A plan of a round that this site has answered, or has left behind."""
+
+
 class NotCharged(Refused):
     """No receipt, another plan's receipt, or one that already let a release out."""
 
@@ -139,6 +171,14 @@ class Expired(Refused):
 
 class Replayed(Refused):
     """A message that was taken before."""
+
+
+class UnknownWork(Refused):
+    """A kind of message that a site does not serve: it carries out plans, and no more."""
+
+
+class CodeRefused(Refused):
+    """A run that brings code. A site runs only what it has installed."""
 
 
 class ClockWentBack(Refused):

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from torch import Tensor
@@ -22,6 +22,10 @@ from medsynth_common.privacy.mechanism import Mechanism, Value
 from medsynth_common.tensors import tensors_digest
 
 Kind = TypeVar("Kind", bound=BaseModel)
+#: A header of ours has a few thousand bytes. Its faults are told one by one, so it is bounded.
+LARGEST_HEADER: Final = 1 << 16
+#: How many faults of one message are told: a peer's nonsense must not fill a log.
+MOST_PROBLEMS: Final = 20
 #: What a site or run may be called.
 SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 Name = Annotated[str, Field(pattern=f"^{SITE_NAME.pattern}$")]
@@ -35,6 +39,7 @@ class Stage(StrEnum):
     MOMENTS = "moments"
     SEGMENT = "segment"
     ADVERSARIAL = "adversarial"
+    METRICS = "metrics"
 
 
 class Critic(StrEnum):
@@ -77,8 +82,15 @@ class AdversarialSettings(Value):
     label_bank: int = Field(default=16, ge=2, le=4096)
 
 
+class MetricsSettings(Value):
+    """One Gaussian release of how well the federated segmenter does on the site's patients."""
+
+    stage: Literal[Stage.METRICS] = Stage.METRICS
+
+
 Settings = Annotated[
-    MomentsSettings | SegmentSettings | AdversarialSettings, Field(discriminator="stage")
+    MomentsSettings | SegmentSettings | AdversarialSettings | MetricsSettings,
+    Field(discriminator="stage"),
 ]
 
 
@@ -139,11 +151,14 @@ def canonical_json(value: BaseModel) -> bytes:
 
 
 def parse(kind: type[Kind], content: bytes | str, *, name: str) -> Kind:
-    """Decode a value from JSON; every fault becomes one `Problem` of a `BadMessage`."""
+    """Decode a value from JSON; the first faults become `Problem`s of a `BadMessage`."""
+    if len(content) > LARGEST_HEADER:
+        wanted = f"at most {LARGEST_HEADER} bytes"
+        raise BadMessage(Problem(name=name, value=f"{len(content)} bytes", wanted=wanted))
     try:
         return kind.model_validate_json(content)
     except ValidationError as error:
-        raise BadMessage(problems_of(error, name=name)) from error
+        raise BadMessage(problems_of(error, name=name)[:MOST_PROBLEMS]) from error
 
 
 def problems_of(error: ValidationError, *, name: str) -> list[Problem]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from medsynth_common.errors import BadMessage, Problem
 from medsynth_common.identity.seal import Seal
-from medsynth_common.plan import Name, Stage, canonical_json
+from medsynth_common.plan import MOST_PROBLEMS, Name, Stage, canonical_json
 from medsynth_common.privacy.mechanism import Value
 from medsynth_common.tensors import tensors_digest
 
@@ -75,7 +75,7 @@ def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor])
     """Check names, types, shapes, finiteness and size against tensors of the wanted form.
 
     Raises:
-        BadMessage: with every problem found.
+        BadMessage: with the first problems found.
 
     """
     problems = [
@@ -89,7 +89,7 @@ def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor])
     for name in sorted(set(expected) & set(tensors)):
         problems += _problems_of_tensor(name, tensors[name], expected[name])
     if problems:
-        raise BadMessage(problems)
+        raise BadMessage(problems[:MOST_PROBLEMS])
 
 
 def _problems_of_tensor(name: str, tensor: Tensor, wanted: Tensor) -> list[Problem]:

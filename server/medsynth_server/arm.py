@@ -1,8 +1,8 @@
 """One training of a run: its sites, its engine, its stages."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -10,20 +10,19 @@ from medsynth_common.errors import BadConfig, Problem
 from medsynth_server.budget import plan_budget
 from medsynth_server.checkpoint import Checkpoint
 from medsynth_server.config import RunConfig
-from medsynth_server.engines.local import LocalGrid, WorkerSettings
-from medsynth_server.federation import FederatedStage, Federation
+from medsynth_server.federation import FederatedStage, Federation, SiteGrid
 from medsynth_server.model import Model
 from medsynth_server.progress import Progress
 from medsynth_server.record import Arm, RunLog
 from medsynth_server.run_folder import RunFolder
-from medsynth_server.simulated_sites import SimulatedSite, write_site
 from medsynth_server.stages.adversarial import AdversarialStage
 from medsynth_server.stages.asking import Asking
+from medsynth_server.stages.metrics import MetricsStage
 from medsynth_server.stages.moments import MomentsStage
 from medsynth_server.stages.segment import SegmentStage
 
-#: A trainer's threads are fixed: sums change with their number, and so would the weights.
-_TRAINER_THREADS = 1
+#: Opens the way to the sites, for as long as they are asked.
+Engine = Callable[[], AbstractContextManager[SiteGrid]]
 
 
 def choose_device(name: str) -> torch.device:
@@ -50,49 +49,32 @@ class ArmTraining:
         arm: private or reference.
         config: its settings; the reference differs in privacy alone.
         folder: the run's.
-        sites: the simulated hospitals.
+        sites: the names of those that take part.
         seed: of what is public.
+        engine: how they are reached.
         log: the run's record.
         progress: what a person sees.
+        quorum: how many sites must answer a round.
+        repeats: how often a round without a quorum is asked again.
+        stopping: whether to end after the round.
 
     """
 
     arm: Arm
     config: RunConfig
     folder: RunFolder
-    sites: Sequence[SimulatedSite]
+    sites: Sequence[str]
     seed: int
+    engine: Engine
     log: RunLog
     progress: Progress
-
-    @property
-    def protected(self) -> bool:
-        """Whether this arm trains with privacy."""
-        return self.config.privacy != "off"
-
-    def site_folder(self, site: str) -> Path:
-        """Where a site of this arm keeps what is its own."""
-        return self.folder.sites(self.arm) / site
-
-    def write_sites(self) -> None:
-        """Write every site's own file.
-
-        Raises:
-            BadData: a site has one already, and it speaks of other patients or another policy.
-
-        """
-        for site in self.sites:
-            write_site(self.site_folder(site.name), site, self.config)
+    quorum: int = 1
+    repeats: int = 0
+    stopping: Callable[[], bool] = lambda: False
 
     def run(self, public: Model) -> Model:
         """Train from the public model, or go on from the last finished round."""
-        settings = WorkerSettings(
-            device=self.config.device,
-            threads=_TRAINER_THREADS,
-            logs=self.folder.logs / self.arm,
-        )
-        folders = [self.site_folder(site.name) for site in self.sites]
-        with LocalGrid(folders, workers=self.config.workers, settings=settings) as grid:
+        with self.engine() as grid:
             return Federation(
                 arm=self.arm,
                 stages=self.stages(public),
@@ -101,6 +83,9 @@ class ArmTraining:
                 log=self.log,
                 progress=self.progress,
                 deadline=self.config.federation.deadline,
+                quorum=self.quorum,
+                repeats=self.repeats,
+                stopping=self.stopping,
             ).run(public)
 
     def stages(self, public: Model) -> list[FederatedStage]:
@@ -109,13 +94,14 @@ class ArmTraining:
         asking = Asking(
             run=f"{self.config.name}-{self.arm}", config=self.config, public_seed=self.seed
         )
-        names = [site.name for site in self.sites]
         device = choose_device(self.config.device)
         stages: list[FederatedStage] = []
         if self.config.moments.enabled:
             stages.append(MomentsStage(asking, budget))
         if self.config.segment.enabled:
-            stages.append(SegmentStage(asking, budget, sites=names, device=device))
+            stages.append(SegmentStage(asking, budget, sites=self.sites, device=device))
         if self.config.adversarial.enabled:
             stages.append(AdversarialStage(asking, budget))
+        if self.config.metrics.enabled:
+            stages.append(MetricsStage(asking, budget))
         return stages

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from medsynth_common.learning.dice import SCORES_CLIP
 from medsynth_common.plan import Critic
 from medsynth_common.privacy.accountant import Request, calibrate
 from medsynth_common.privacy.mechanism import Mechanism, Unprotected
@@ -100,6 +101,11 @@ def requests(config: RunConfig, clips: PublicClips) -> list[Request]:
                     steps=adversarial.rounds * adversarial.generator_steps,
                 )
             )
+    if config.metrics.enabled:
+        share = config.metrics.share
+        wanted.append(
+            Request(name="metrics", share=share, clip=SCORES_CLIP, sampling_rate=1.0, steps=1)
+        )
     return wanted
 
 
@@ -116,3 +122,15 @@ def plan_budget(config: RunConfig, model: Model) -> Budget:
             calibrate(wanted, epsilon=config.privacy.epsilon, delta=config.privacy.delta)
         )
     return Budget(mechanisms={mechanism.name: mechanism for mechanism in mechanisms})
+
+
+def accounting(config: RunConfig) -> str:
+    """Say in one line what a run's epsilons are for: delta, unit, mechanisms."""
+    if config.privacy == "off":
+        return ""  # there is none: every site says so in its own line
+    names = ["level", "spread"] if config.moments.enabled else []
+    names += ["segmenter"] if config.segment.enabled else []
+    names += ["critic"] if config.adversarial.enabled else []
+    names += ["paired"] if config.adversarial.enabled and config.adversarial.paired_weight else []
+    names += ["metrics"] if config.metrics.enabled else []
+    return f"delta {config.privacy.delta:g}, unit: patient, Gaussian mechanisms: {', '.join(names)}"

@@ -116,6 +116,17 @@ class Adversarial(AdversarialSettings):
     paired_clip: float = Field(default=1.0, gt=0)
 
 
+class Metrics(Value):
+    """Stage metrics, off unless asked for: a noised Dice of the federated segmenter at the sites.
+
+    It costs its share of epsilon, and is of patients that the segmenter was trained on. A site
+    answers only if its policy lists the stage.
+    """
+
+    enabled: bool = False
+    share: float = Field(default=0.05, gt=0)
+
+
 class Evaluation(Value):
     """What is made and measured at the end.
 
@@ -150,12 +161,15 @@ class RunConfig(Value):
     moments: Moments = Moments()
     segment: Segment = Segment()
     adversarial: Adversarial = Adversarial()
+    metrics: Metrics = Metrics()
     evaluation: Evaluation = Evaluation()
     data: DataConfig = DataConfig()
 
     @model_validator(mode="after")
     def _fits(self) -> "RunConfig":
         self.networks.check_sides(self.grid, self.crop)
+        if self.metrics.enabled and not self.segment.enabled:
+            raise ValueError("metrics measure the federated segmenter, and segment is not enabled")
         return self
 
 

@@ -4,14 +4,14 @@
 """
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from flwr.app import Message
 from torch import Tensor
 
-from medsynth_common.errors import BadMessage, MedsynthError, Problem
+from medsynth_common.errors import BadMessage, BudgetExhausted, MedsynthError, Problem, TimedOut
 from medsynth_common.plan import RoundPlan, Stage
 from medsynth_common.update import SiteUpdate, check_tensors
 from medsynth_common.wire.forms import expected_update
@@ -21,7 +21,7 @@ from medsynth_server.checkpoint import Checkpoint
 from medsynth_server.flower import train_message
 from medsynth_server.model import Model
 from medsynth_server.progress import Progress
-from medsynth_server.record import Arm, NoteEvent, RoundEvent, RunLog
+from medsynth_server.record import Arm, NoisedMetric, NoteEvent, RoundEvent, RunLog, Told
 from medsynth_server.strategies import Answer
 
 
@@ -45,6 +45,14 @@ class FederatedStage(Protocol):
         """
 
 
+@runtime_checkable
+class MeasuringStage(Protocol):
+    """A stage that only measures: it may go unanswered, and a run does not depend on it."""
+
+    def site_metrics(self, model: Model) -> Mapping[str, NoisedMetric]:
+        """What the sites released about their own patients, with its noise."""
+
+
 class SiteGrid(Protocol):
     """What the loop needs of Flower's `Grid`, and a site's name for a node."""
 
@@ -60,30 +68,41 @@ class SiteGrid(Protocol):
         """Ask, and wait for the answers."""
 
 
-class NoAnswer(MedsynthError):
-    """No site gave a usable answer, and not because its budget was spent."""
+class NoAnswer(TimedOut):
+    """Too few sites gave a usable answer, and not because their budgets were spent."""
+
+
+class Stopped(MedsynthError):
+    """The operator asked the run to end; the same command goes on with it."""
 
 
 @dataclass(kw_only=True)
 class Round:
     """What became of one round's questions."""
 
+    questions: int = 0
     answers: list[Answer] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
     bytes_up: int = 0
     bytes_down: int = 0
 
     @property
-    def spent(self) -> bool:
-        """Whether every site refused because its privacy budget is spent."""
-        return not self.answers and set(self.refused.values()) == {"BudgetExhausted"}
-
-    def require_answer(self, stage: str, round: int) -> None:
-        """Raise `NoAnswer` unless a site answered."""
-        if self.answers:
-            return
+    def shortfall(self) -> str:
+        """How many answered, and why the others did not."""
         told = ", ".join(f"{site}: {name}" for site, name in sorted(self.refused.items()))
-        raise NoAnswer(f"{stage} round {round}: no site gave a usable answer ({told})")
+        return f"{len(self.answers)} of {self.questions} sites gave a usable answer ({told})"
+
+    def spent(self, quorum: int) -> bool:
+        """Whether so many sites refused for a spent privacy budget that no quorum is left."""
+        exhausted = list(self.refused.values()).count(BudgetExhausted.__name__)
+        others = len(self.answers) + len(self.refused) - exhausted
+        return exhausted > 0 and others < quorum
+
+    def require(self, quorum: int, stage: str, round: int) -> None:
+        """Raise `NoAnswer` unless so many sites answered."""
+        if len(self.answers) >= quorum:
+            return
+        raise NoAnswer(f"{stage} round {round}: {self.shortfall}; {quorum} are needed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +117,10 @@ class Federation:
         log: the run's record.
         progress: what a person sees.
         deadline: seconds to wait for a round's answers.
+        quorum: how many sites must answer a round.
+        repeats: how often a round without a quorum is asked again. A site that has answered
+            gives the same answer again, which costs no privacy.
+        stopping: whether to end after the round.
 
     """
 
@@ -108,12 +131,16 @@ class Federation:
     log: RunLog
     progress: Progress
     deadline: float
+    quorum: int = 1
+    repeats: int = 0
+    stopping: Callable[[], bool] = lambda: False
 
     def run(self, start: Model) -> Model:
         """Train from `start`, or go on from the last finished round; returns the final model.
 
         Raises:
-            NoAnswer: a round had no usable answer.
+            NoAnswer: a round had too few usable answers, every time it was asked.
+            Stopped: the operator asked for it; all finished rounds are remembered.
 
         """
         model, done = self.checkpoint.load(start)
@@ -124,17 +151,18 @@ class Federation:
             for number in range(done.next_round(stage.name), stage.rounds + 1):
                 began = time.monotonic()
                 self.progress.round_started(number)
-                plans = self._plans(stage, model, number)  # 1. what to ask
-                asked = self._ask(plans)  # 2. ask, and check every answer
-                if asked.spent:
-                    self._end_early(stage, number)
+                asked = self._ask_for_quorum(stage, model, number)  # 1. ask, and check answers
+                measures = isinstance(stage, MeasuringStage)
+                if asked.spent(self.quorum) or (measures and not asked.answers):
+                    self._end_early(stage, number, asked)
                     # As after the last round: an average over rounds, for one, takes its place.
                     model, _ = stage.after(model, stage.rounds)
                     break
-                if plans:
-                    asked.require_answer(stage.name, number)
-                    model = stage.combine(model, number, asked.answers)  # 3. combine
-                model, losses = stage.after(model, number)  # 4. the coordinator's own part
+                if asked.questions:
+                    asked.require(self.quorum, stage.name, number)
+                    model = stage.combine(model, number, asked.answers)  # 2. combine
+                model, losses = stage.after(model, number)  # 3. the coordinator's own part
+                metrics = stage.site_metrics(model) if isinstance(stage, MeasuringStage) else {}
                 # Recorded before it is remembered: a crash between the two repeats the round and
                 # its line, of which the last counts; the other way round would lose the line.
                 self.log.append(
@@ -144,15 +172,21 @@ class Federation:
                         round=number,
                         seconds=time.monotonic() - began,
                         losses=losses,
+                        site_metrics=metrics,
                         sites=tuple(a.update.header.site for a in asked.answers),
+                        told={a.update.header.site: _told(a.update) for a in asked.answers},
                         refused=asked.refused,
                         bytes_up=asked.bytes_up,
                         bytes_down=asked.bytes_down,
                     )
                 )
                 done = done.with_round(stage.name, number)
-                self.checkpoint.store(model, done)  # 5. remember
+                self.checkpoint.store(model, done)  # 4. remember
                 self.progress.round_done(number, losses)
+                for name, metric in metrics.items():
+                    self.progress.note(f"{self.arm} arm: {name}: {metric.words}")
+                if self.stopping():
+                    raise Stopped(f"stopped after {stage.name} round {number}")
             done = done.with_stage(stage.name, stage.rounds)
             self.checkpoint.store(model, done)
         return model
@@ -165,13 +199,30 @@ class Federation:
         }
         return {node: plan for node, plan in asked.items() if plan is not None}
 
-    def _ask(self, plans: Mapping[int, RoundPlan]) -> Round:
+    def _ask_for_quorum(self, stage: FederatedStage, model: Model, number: int) -> Round:
+        """Ask until enough sites have answered; those that have are not asked again."""
         asked = Round()
+        for attempt in range(1 + self.repeats):
+            if attempt:
+                self.progress.note(f"{stage.name} round {number}: {asked.shortfall}; asking again")
+            plans = self._plans(stage, model, number)
+            self._ask(plans, asked)
+            if len(asked.answers) >= self.quorum or asked.spent(self.quorum) or not plans:
+                break
+        # In the order of their names, whoever was first: a sum of floats depends on its order.
+        asked.answers.sort(key=lambda answer: answer.update.header.site)
+        return asked
+
+    def _ask(self, plans: Mapping[int, RoundPlan], asked: Round) -> None:
+        """Ask the sites that have not answered yet, and add what they say."""
+        have = {answer.update.header.site for answer in asked.answers}
+        plans = {node: plan for node, plan in plans.items() if plan.header.site not in have}
+        asked.questions, asked.refused = len(have) + len(plans), {}
         if self.grid is None or not plans:
-            return asked
+            return
         began = time.monotonic()
         questions = [train_message(plan_to_records(plan), node) for node, plan in plans.items()]
-        asked.bytes_down = sum(_size(plan.weights) for plan in plans.values())
+        asked.bytes_down += sum(_size(plan.weights) for plan in plans.values())
         for message in self.grid.send_and_receive(questions, timeout=self.deadline):
             node = message.metadata.src_node_id
             question = next(q for q in questions if q.metadata.dst_node_id == node)
@@ -190,12 +241,17 @@ class Federation:
                 cap=None if isinstance(answer, str) else answer.header.cap,
                 error=error,
             )
-        return asked
 
-    def _end_early(self, stage: FederatedStage, round: int) -> None:
+    def _end_early(self, stage: FederatedStage, round: int, asked: Round) -> None:
+        told = ", ".join(f"{site}: {name}" for site, name in sorted(asked.refused.items()))
+        why = (
+            "every site's privacy budget is spent"
+            if asked.spent(self.quorum)
+            else f"no site answered ({told})"
+        )
         text = (
             f"{self.arm} arm: {stage.name} ended before round {round} of {stage.rounds}, "
-            "since every site's privacy budget is spent"
+            f"since {why}"
         )
         self.log.append(NoteEvent(text=text))
         self.progress.note(text)
@@ -207,8 +263,9 @@ def _checked(message: Message, plan: RoundPlan) -> SiteUpdate | str:
         return str(message.error.reason)[:64]
     try:
         update = update_from_records(message.content)
-        header = update.header
-        if (header.site, header.plan_digest) != (plan.header.site, plan.digest()):
+        header, asked = update.header, plan.header
+        said = (header.run, header.stage, header.round, header.site, header.plan_digest)
+        if said != (asked.run, asked.stage, asked.round, asked.site, plan.digest()):
             raise BadMessage(
                 Problem(name="update", value="another plan's answer", wanted="this plan's")
             )
@@ -216,6 +273,16 @@ def _checked(message: Message, plan: RoundPlan) -> SiteUpdate | str:
     except BadMessage as error:
         return type(error).__name__
     return update
+
+
+def _told(update: SiteUpdate) -> Told:
+    header = update.header
+    return Told(
+        epsilon=header.epsilon,
+        cap=header.cap,
+        delta=header.delta,
+        patients=header.declared_patients,
+    )
 
 
 def _size(tensors: Mapping[str, Tensor]) -> int:

@@ -74,7 +74,15 @@ class Model:
         """What public phantoms say about intensities."""
         return Prior.from_tensors(under("prior", self.tensors))
 
+    @property
+    def styled_sites(self) -> list[str]:
+        """The sites that have released a style, in the order of their names."""
+        names = [name.removeprefix("style.") for name in self.tensors if name.startswith("style.")]
+        return sorted({name.rpartition(".")[0] for name in names})
+
     def style(self, site: str) -> Style:
         """A site's style, or the public average where the site has released none."""
         tensors = under(f"style.{site}", self.tensors)
+        if tensors.keys() == Style.neutral().tensors().keys():
+            return Style.from_tensors(tensors)
         return Style.from_tensors({**self.prior.style().tensors(), **tensors})

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from medsynth_common.errors import MedsynthError
-from medsynth_server.arm import ArmTraining
 from medsynth_server.record import (
     Arm,
     ArmPrivacy,
@@ -22,19 +21,22 @@ from medsynth_server.record import (
     write_privacy,
 )
 from medsynth_server.run_folder import RunFolder
+from medsynth_server.simulated_arm import SimulatedArm
 
 
-def state_privacy(folder: RunFolder, trainings: Mapping[Arm, ArmTraining], *, seeded: bool) -> None:
+def state_privacy(
+    folder: RunFolder, simulated: Mapping[Arm, SimulatedArm], *, seeded: bool
+) -> None:
     """Ask every site for its statement and write `privacy.json`."""
     arms = {}
-    for arm, training in trainings.items():
-        names = [site.name for site in training.sites]
-        statuses = _ask_sites([training.site_folder(name) for name in names])
+    for arm, one in simulated.items():
+        names = [site.name for site in one.sites]
+        statuses = _ask_sites([one.site_folder(name) for name in names])
         arms[arm] = ArmPrivacy(
-            protected=training.protected,
+            protected=one.protected,
             sites={
                 site.name: _site(status, declared=site.declared)
-                for site, status in zip(training.sites, statuses, strict=True)
+                for site, status in zip(one.sites, statuses, strict=True)
             },
         )
     write_privacy(folder.privacy, PrivacyStatement(seeded=seeded, arms=arms))
@@ -51,7 +53,8 @@ def _site(status: Mapping[str, Any], *, declared: int) -> SitePrivacy:
             releases=one["releases"],
             epsilon_alone=one["epsilon_alone"],
         )
-        for one in status["mechanisms"]
+        for project in status["projects"]
+        for one in project["mechanisms"]
     )
     return SitePrivacy(
         epsilon=status["epsilon"],

@@ -54,6 +54,37 @@ Measured = Annotated[float | None, BeforeValidator(_null_unless_finite)]
 Count = Annotated[int, Field(ge=0)]
 
 
+class NoisedMetric(_Frozen):
+    """A figure that sites released with noise, and the noise's standard deviation on it."""
+
+    value: Measured
+    noise_sd: Measured = Field(ge=0)
+
+    @property
+    def words(self) -> str:
+        """The figure with its noise, and whose patients it is of."""
+        if self.value is None or self.noise_sd is None:
+            return "drowned in the noise"
+        return f"{self.value:.3f} ± {self.noise_sd:.3f} (SD of the noise; training patients)"
+
+
+class Told(_Frozen):
+    """What a site chose to say of its privacy beside an answer, by its own ledger.
+
+    Attributes:
+        epsilon: spent in all; null without a bound, or where the site keeps it to itself.
+        cap: the most it allows; null likewise.
+        delta: the probability that epsilon does not speak for.
+        patients: its declared size.
+
+    """
+
+    epsilon: float | None = Field(default=None, ge=0)
+    cap: float | None = Field(default=None, gt=0)
+    delta: float = Field(gt=0, lt=1)
+    patients: Count
+
+
 class RoundEvent(_Frozen):
     """One finished round.
 
@@ -63,7 +94,9 @@ class RoundEvent(_Frozen):
         round: its number within the stage, from 1.
         seconds: wall time.
         losses: measured on public or synthetic data at the coordinator, never at a site.
+        site_metrics: of the sites' own patients: private releases, charged like all others.
         sites: the sites that answered.
+        told: what each of them said of its privacy.
         refused: the sites that did not, each with the name of its error.
         bytes_up: bytes that all sites sent.
         bytes_down: bytes that were sent to all sites.
@@ -76,7 +109,9 @@ class RoundEvent(_Frozen):
     round: int = Field(ge=1)
     seconds: float = Field(ge=0)
     losses: Mapping[str, Measured] = {}
+    site_metrics: Mapping[str, NoisedMetric] = {}
     sites: tuple[str, ...] = ()
+    told: Mapping[str, Told] = {}
     refused: Mapping[str, str] = {}
     bytes_up: Count = 0
     bytes_down: Count = 0

@@ -20,7 +20,7 @@ class RunFolder:
     """The paths of one run.
 
     config.toml  metrics.jsonl  privacy.json  report.html  samples.safetensors
-    weights/  synthetic/  checkpoints/  sites/ARM/SITE/  logs/
+    release-check.json  weights/  synthetic/  checkpoints/  sites/ARM/SITE/  logs/
     """
 
     path: Path
@@ -47,8 +47,23 @@ class RunFolder:
 
     @property
     def synthetic(self) -> Path:
-        """The synthetic data set."""
+        """The synthetic data set; it appears whole, and after its release check."""
         return self.path / "synthetic"
+
+    @property
+    def unchecked(self) -> Path:
+        """The set while it is being made and checked."""
+        return self.path / "unchecked"
+
+    @property
+    def withheld(self) -> Path:
+        """The set when it failed its release check."""
+        return self.path / "withheld"
+
+    @property
+    def release_check(self) -> Path:
+        """What the release check found."""
+        return self.path / "release-check.json"
 
     @property
     def weights(self) -> Path:
@@ -88,14 +103,7 @@ def open_run(path: Path, config: RunConfig) -> Iterator[tuple[RunFolder, int]]:
     """
     folder = RunFolder(path)
     _check(folder, config)
-    path.mkdir(parents=True, exist_ok=True)
-    with (path / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BadInput(
-                Problem(name=str(path), value="in use by another process", wanted="a free folder")
-            ) from error
+    with locked(path):
         _check(folder, config)
         sweep(path)
         if not (path / _MARK).exists():
@@ -104,6 +112,25 @@ def open_run(path: Path, config: RunConfig) -> Iterator[tuple[RunFolder, int]]:
             # Last, because it says that the folder is a run's: a crash before is a fresh start.
             write_json(path / _MARK, {"public_seed": seed})
         yield folder, _public_seed(path / _MARK)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Make a folder, and keep other processes out of it until the block ends.
+
+    Raises:
+        BadInput: another process is working in it.
+
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    with (path / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BadInput(
+                Problem(name=str(path), value="in use by another process", wanted="a free folder")
+            ) from error
+        yield
 
 
 def _check(folder: RunFolder, config: RunConfig) -> None:

@@ -5,6 +5,7 @@ The coordinator of a real federation never writes a site's files; a simulation p
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +13,11 @@ from typing import Any
 
 import tomli_w
 import torch
+from pydantic import TypeAdapter
 
-from medsynth_common.dataset import PatientFiles, checked_patients, prepare
+from medsynth_common.dataset import Level, PatientFiles, examine, find_patients, prepare
+from medsynth_common.dataset.source import Source, load_patients
+from medsynth_common.dataset.telling import lines, progress_bar
 from medsynth_common.durable import write_bytes
 from medsynth_common.errors import BadConfig, BadData, Problem
 from medsynth_common.learning.volumes import Volume
@@ -21,6 +25,9 @@ from medsynth_common.phantom import SITE_SCANNERS, make_phantom
 from medsynth_common.plan import SITE_NAME, Stage
 from medsynth_server.config import RunConfig
 
+log = logging.getLogger(__name__)
+
+_SOURCE: TypeAdapter[Source] = TypeAdapter(Source)
 #: Of a site's real patients, the share that is held out; a site of one or two holds out none.
 _HELD_OUT = 0.2
 
@@ -47,6 +54,11 @@ class SimulatedSite:
     def load_held_out(self, config: RunConfig) -> list[Volume]:
         """Read the held-out patients on the training grid."""
         return [self._load(patient, config) for patient in self.held_out]
+
+    def load_training(self, config: RunConfig, *, cache: Path) -> Sequence[Volume]:
+        """Read all training patients on the training grid, from where the site prepared them."""
+        source: Source = _SOURCE.validate_json(json.dumps(self.source))
+        return load_patients(source, config.grid, cache=cache)
 
     def load_trained_on(self, config: RunConfig, *, count: int) -> list[Volume]:
         """Read the first real training patients on the training grid."""
@@ -96,8 +108,13 @@ def folder_sites(root: Path, config: RunConfig) -> list[SimulatedSite]:
 
     """
     sites = []
-    found = checked_patients(root, config.data)
+    found = find_patients(root, config.data)
+    with progress_bar() as progress:
+        examination = examine(found, config.data, progress=progress)
+    examination.raise_errors()
     _check_names(found)
+    for line in lines(examination, [Level.WARNING]):
+        log.warning(line)
     for name, patients in found.items():
         out = round(_HELD_OUT * len(patients)) if len(patients) >= 3 else 0
         out = max(out, 1) if len(patients) >= 3 else 0
@@ -134,8 +151,12 @@ def check_delta(delta: float, sizes: Mapping[str, int]) -> None:
         raise BadConfig(problems)
 
 
-def write_site(folder: Path, site: SimulatedSite, config: RunConfig) -> None:
+def write_site(
+    folder: Path, site: SimulatedSite, config: RunConfig, *, coordinator: str | None = None
+) -> None:
     """Write a simulated site's site.toml, unless it is there.
+
+    `coordinator` is the public key whose seal its plans must bear, where they come over a network.
 
     Raises:
         BadData: it is there and says something else: a run goes on with the patients it began with.
@@ -150,6 +171,8 @@ def write_site(folder: Path, site: SimulatedSite, config: RunConfig) -> None:
     }
     if config.seed is not None:
         values["simulation_seed"] = config.seed
+    if coordinator is not None:
+        values["coordinator_key"] = coordinator
     content = tomli_w.dumps(json.loads(json.dumps(values))).encode()
     if not path.exists():
         write_bytes(path, content)
@@ -159,7 +182,7 @@ def write_site(folder: Path, site: SimulatedSite, config: RunConfig) -> None:
                 name=str(path),
                 value="a site that began with other patients",
                 wanted="the patients of this command",
-                mend="give the --data that the run began with, or another --out",
+                mend="give the --data and --engine that the run began with, or another --out",
             )
         )
 
@@ -180,8 +203,11 @@ def _check_names(sites: Iterable[str]) -> None:
 
 
 def _policy(config: RunConfig) -> dict[str, Any]:
+    stages = [Stage.MOMENTS, Stage.SEGMENT, Stage.ADVERSARIAL]
+    if config.metrics.enabled:
+        stages.append(Stage.METRICS)
     policy: dict[str, Any] = {
-        "stages": [Stage.MOMENTS, Stage.SEGMENT, Stage.ADVERSARIAL],
+        "stages": stages,
         "minimum_patients": 1,
         "minimum_noise_multiplier": 0.01,  # what the largest epsilon of a config comes to
     }

@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from medsynth_common.labels import Region
+from medsynth_common.release_check import ReleaseCheck, Verdict
+from medsynth_common.release_check.result import read_release_check
 from medsynth_server.record import EvaluationEvent, NoteEvent, read_events, read_privacy
 from medsynth_server.run_folder import RunFolder
 
@@ -19,6 +21,7 @@ def summarise(folder: RunFolder, report: Path, *, as_json: bool) -> str:
     assert privacy is not None
     scores = [event for event in events if isinstance(event, EvaluationEvent)]
     notes = [event.text for event in events if isinstance(event, NoteEvent)]
+    check = read_release_check(folder.release_check)
     if as_json:
         return json.dumps(
             {
@@ -26,6 +29,8 @@ def summarise(folder: RunFolder, report: Path, *, as_json: bool) -> str:
                 "evaluations": [event.model_dump(mode="json") for event in scores],
                 "privacy": privacy.model_dump(mode="json"),
                 "notes": notes,
+                "release_check": None if check is None else check.model_dump(mode="json"),
+                "synthetic": str(folder.synthetic) if folder.synthetic.exists() else None,
             },
             indent=2,
         )
@@ -44,10 +49,23 @@ def summarise(folder: RunFolder, report: Path, *, as_json: bool) -> str:
             screen.print(line, soft_wrap=True, highlight=False)
     for note in notes:
         screen.print(note, soft_wrap=True)
+    if check is not None:
+        screen.print(_released(check, folder), soft_wrap=True, highlight=False)
     screen.print(f"report: {report}", soft_wrap=True, highlight=False)
     written = screen.file
     assert isinstance(written, StringIO)
     return written.getvalue().rstrip()
+
+
+def _released(check: ReleaseCheck, folder: RunFolder) -> str:
+    against = "" if check.verdict is Verdict.PASSED else f" {' '.join(check.reasons)}"
+    where = folder.synthetic if check.released else folder.withheld
+    line = f"release check: {check.verdict}; the synthetic set is in {where}.{against}"
+    if check.override is not None:
+        return f"{line} {check.override.who} released it: {check.override.reason}"
+    if not check.released:
+        return f'{line} To release it all the same: the same command, --release-anyway "REASON"'
+    return line
 
 
 def _dice_table(scores: list[EvaluationEvent]) -> Table:

@@ -1,27 +1,21 @@
-"""Writing the synthetic set: NIfTI volumes in BraTS names, and what they are in `dataset.json`.
+"""Making the synthetic set: painted volumes, and what they are in `dataset.json`.
 
-Each volume is written whole or not at all, and one that is there is not made again, so that an
-interrupted set is completed rather than begun anew.
+A volume that is there is not made again, so that an interrupted set is completed rather than begun
+anew. `dataset.json` comes last: a set that has it is whole.
 """
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from medsynth_common import __version__
 from medsynth_common.durable import write_json
-from medsynth_common.labels import BRATS_VALUE_OF, CONTRASTS, TISSUES, Tissue
-from medsynth_common.learning.volumes import Volume
-from medsynth_common.volumes import write_volume
+from medsynth_common.labels import BRATS_VALUE_OF, CONTRASTS, TISSUES
+from medsynth_common.synthetic_set import DATASET_FILE, write_synthetic
 from medsynth_server.model import Model
 from medsynth_server.synthesis import Painter
-
-_HEADER = f"SYNTHETIC medsynth {__version__}"
-#: Length of an adult head's longest axis, mm: gives phantoms a voxel size.
-_BRAIN_MM = 180.0
 
 
 def write_synthetic_set(
@@ -40,12 +34,13 @@ def write_synthetic_set(
     entries = []
     for index, (site, volume) in enumerate(painter.volumes(seed=seed, count=count)):
         name = f"synthetic-{index:0{digits}d}"
-        _write_patient(folder / name, name, volume, grid)
+        write_synthetic(folder, name, volume)
         entries.append({"name": name, "style": site})
     write_json(
-        folder / "dataset.json",
+        folder / DATASET_FILE,
         {
-            "description": "Synthetic brain MRI. No volume is a patient's.",
+            "description": "Synthetic brain MRI, made by a model and public label maps.",
+            "source": "synthetic",
             "generator": f"medsynth {__version__}",
             "modality": {str(i): str(contrast) for i, contrast in enumerate(CONTRASTS)},
             "labels": {"0": "background"}
@@ -55,20 +50,3 @@ def write_synthetic_set(
             "training": entries,
         },
     )
-
-
-def _write_patient(folder: Path, name: str, volume: Volume, grid: tuple[int, ...]) -> None:
-    affine = np.diag([*(_BRAIN_MM / max(grid),) * 3, 1.0])
-    files = {
-        f"{name}-{suffix}.nii.gz": volume.image[channel].numpy()
-        for channel, suffix in enumerate(("t1n", "t1c", "t2w", "t2f"))
-    }
-    labels = volume.labels.numpy()
-    tumour = np.zeros_like(labels)
-    for tissue, value in BRATS_VALUE_OF.items():
-        tumour[labels == tissue] = value
-    files[f"{name}-seg.nii.gz"] = tumour
-    files[f"{name}-anatomy.nii.gz"] = np.where(labels >= Tissue.CORE, 0, labels).astype(np.uint8)
-    for file, data in files.items():
-        if not (folder / file).exists():
-            write_volume(folder / file, data, affine, description=_HEADER)

@@ -1,15 +1,13 @@
 """A hospital of three phantoms, its patients already prepared."""
 
 import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tomli_w
 
-from medsynth_client.patients import PhantomSource, load_patients
+from medsynth_common.dataset.source import PhantomSource, load_patients
 from medsynth_common.phantom import SITE_SCANNERS
 from tiny import FIRST_SEED, GRID, PATIENTS, SITE, NewSite
 
@@ -47,11 +45,3 @@ def new_site(tmp_path: Path, prepared: Path) -> NewSite:
         return folder
 
     return make
-
-
-@pytest.fixture
-def socket() -> Iterator[Path]:
-    """A short path: a Unix socket's holds about 100 characters."""
-    folder = Path(tempfile.mkdtemp(prefix="medsynth-"))
-    yield folder / "trainer.sock"
-    shutil.rmtree(folder)

@@ -75,6 +75,20 @@ def test_a_receipt_that_let_something_out_is_known_after_a_restart(path: Path) -
     assert not log.has_released(f"{6:064x}")  # it was refused, nothing left
 
 
+def test_a_decision_against_a_check_is_noted_and_other_lines_stay_as_they_were(path: Path) -> None:
+    """Logs from before there were notes keep their digests: no line names an empty note."""
+    before = path.read_bytes()
+    assert b"note" not in before
+    AuditLog(path).append(event(6, outcome="overridden", receipts=(), note="ann: a phantom"))
+    assert path.read_bytes().startswith(before)
+    assert AuditLog(path).read()[-1].note == "ann: a phantom"
+    assert not AuditLog(path).has_released(f"{6:064x}")
+    assert verify(path) == []
+    path.write_text(path.read_text().replace("ann: a phantom", "bob: a phantom"))
+    [problem] = verify(path)
+    assert "overridden" in problem.value
+
+
 TAMPERINGS: dict[str, Callable[[list[str]], list[str]]] = {
     "edited": lambda lines: [lines[0], lines[1].replace("segment", "moments"), *lines[2:]],
     "edited last": lambda lines: [*lines[:-1], lines[-1].replace('"bytes":100', '"bytes":101')],

@@ -1,10 +1,12 @@
 """The hospital's command line: facts on stdout, problems on stderr, the documented exit codes."""
 
 import json
+import os
 import runpy
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +15,9 @@ from medsynth_client.cli import main
 from medsynth_client.site import Site
 from medsynth_common import __version__
 from medsynth_common.errors import PolicyRefusal
-from medsynth_common.plan import Stage
+from medsynth_common.plan import Stage, canonical_json
 from medsynth_common.wire.trainer_rpc import TrainerClient
-from tiny import SITE, NewSite, plan, unprotected
+from tiny import PATIENTS, SITE, NewSite, gaussian, plan, unprotected
 
 
 @pytest.fixture
@@ -59,11 +61,15 @@ class Command:
 def test_status_says_what_was_spent_with_delta_and_unit(command: Command, folder: Path) -> None:
     ended = command("privacy", "status", folder)
     assert ended.code == 0
-    first, *lines = ended.out.splitlines()
+    first, second, *table = ended.out.splitlines()
     assert first.startswith(f"{SITE}: epsilon ")
     assert first.endswith(" of 8 at delta 1e-05, unit: patient")
-    assert [line.split()[:2] for line in lines] == [["run-1", "level:"], ["run-1", "segmenter:"]]
-    assert "noise 5.000, rate 1, 1 steps in 1 releases; alone epsilon 0.7" in lines[0]
+    assert second.endswith(f"; {PATIENTS} patients in 1 data sets")
+    lines = [line.split() for line in table if line.lstrip().startswith("run-1")]
+    assert [line[1] for line in lines] == ["level", "segmenter", "together"]
+    noise, rate, clip, steps, releases, epsilon = lines[0][2:]
+    assert (noise, rate, clip, steps, releases) == ("5.000", "1", "1", "1", "1")
+    assert float(epsilon) < float(lines[2][-1]) < float(epsilon) + float(lines[1][-1])
 
 
 def test_status_as_json(command: Command, folder: Path, new_site: NewSite) -> None:
@@ -73,10 +79,13 @@ def test_status_as_json(command: Command, folder: Path, new_site: NewSite) -> No
     assert spent["site"] == SITE
     assert spent["unit"] == "patient"
     assert spent["epsilon"] + spent["left"] == pytest.approx(8.0)
-    assert [line["name"] for line in spent["mechanisms"]] == ["level", "segmenter"]
-    alone = [line["epsilon_alone"] for line in spent["mechanisms"]]
+    [project] = spent["projects"]
+    assert [line["name"] for line in project["mechanisms"]] == ["level", "segmenter"]
+    alone = [line["epsilon_alone"] for line in project["mechanisms"]]
     assert max(alone) < spent["epsilon"] < sum(alone)
-    assert (fresh["epsilon"], fresh["mechanisms"]) == (0.0, [])
+    assert project["epsilon"] == spent["epsilon"] == spent["epsilon_ever"]
+    assert (fresh["epsilon"], fresh["projects"]) == (0.0, [])
+    assert not (other / "ledger.db").exists()  # asking begins nothing
 
 
 def test_status_of_a_site_without_privacy(command: Command, new_site: NewSite) -> None:
@@ -84,14 +93,108 @@ def test_status_of_a_site_without_privacy(command: Command, new_site: NewSite) -
     Site(folder, device=torch.device("cpu")).carry(plan(mechanisms=(unprotected("level"),)))
     ended = command("privacy", "status", folder)
     assert "epsilon unbounded (no privacy) of none" in ended.out
-    assert "alone epsilon -" in ended.out
+    assert ended.out.rstrip().endswith(" -")
     [one] = json.loads(command("privacy", "status", folder, "--format", "json").out)
     assert (one["epsilon"], one["cap"], one["left"]) == (None, None, None)
 
 
+# What a next plan would cost
+
+
+def asked(folder: Path, **changes: Any) -> Path:
+    """A plan's header as a file."""
+    path = folder.parent / "next-plan.json"
+    path.write_bytes(canonical_json(plan(Stage.SEGMENT, **changes).header))
+    return path
+
+
+def cost(command: Command, folder: Path, **changes: Any) -> dict[str, Any]:
+    given = asked(folder, **changes)
+    ended = command("privacy", "status", folder, "--plan", given, "--format", "json")
+    assert ended.code == 0
+    [one] = json.loads(ended.out)
+    found: dict[str, Any] = one["plan"]
+    return found
+
+
+def test_a_plan_s_cost_is_what_carrying_it_out_costs(command: Command, folder: Path) -> None:
+    told = cost(command, folder, round=2)
+    assert (told["would_be_done"], told["fits_cap"], told["forbidden_by"]) == (True, True, [])
+    before = json.loads(command("privacy", "status", folder, "--format", "json").out)[0]["epsilon"]
+    Site(folder, device=torch.device("cpu")).carry(plan(Stage.SEGMENT, round=2))
+    after = json.loads(command("privacy", "status", folder, "--format", "json").out)[0]["epsilon"]
+    assert told["epsilon_after"] == after
+    assert told["cost"] == after - before > 0
+
+
+def test_what_forbids_a_plan_is_told_by_its_key(command: Command, folder: Path) -> None:
+    told = cost(
+        command,
+        folder,
+        round=2000,
+        site="site-b",
+        mechanisms=(gaussian("segmenter", noise_multiplier=0.1, steps=20_000),),
+    )
+    assert not told["would_be_done"]
+    assert told["forbidden_by"] == [
+        "maximum_rounds",
+        "maximum_steps",
+        "minimum_noise_multiplier",
+        "site",
+    ]
+    text = command("privacy", "status", folder, "--plan", folder.parent / "next-plan.json").out
+    assert "forbidden by maximum_rounds: got round 2000, wanted round 0 to 1000" in text
+    assert "it would be refused" in text
+
+
+def test_a_plan_past_the_cap_does_not_fit(command: Command, folder: Path) -> None:
+    dear = (gaussian("segmenter", noise_multiplier=0.6, steps=50),)
+    told = cost(command, folder, round=2, mechanisms=dear)
+    assert (told["fits_cap"], told["forbidden_by"], told["would_be_done"]) == (False, [], False)
+    assert told["epsilon_after"] > 8
+    free = cost(command, folder, round=2, mechanisms=(unprotected("segmenter"),))
+    assert (free["epsilon_after"], free["fits_cap"]) == (None, False)
+    assert free["forbidden_by"] == ["allow_unprotected"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b"\xff"])
+def test_what_is_no_plan_is_bad_input(command: Command, folder: Path, content: bytes) -> None:
+    given = folder.parent / "next-plan.json"
+    given.write_bytes(content)
+    ended = command("privacy", "status", folder, "--plan", given)
+    assert (ended.code, ended.out) == (4, "")
+    assert "next-plan.json" in ended.err
+    given.unlink()
+    assert command("privacy", "status", folder, "--plan", given).code == 4
+
+
+def test_evidence_is_written_and_said_where(command: Command, folder: Path) -> None:
+    ended = command("evidence", folder)
+    assert (ended.code, ended.out) == (0, f"{folder / 'evidence.html'}\n")
+    out = folder.parent / "pack.html"
+    told = json.loads(command("evidence", folder, "--out", out, "--format", "json").out)
+    assert told == {"page": str(out), "data": str(out.with_suffix(".json")), "sound": True}
+    assert "This was a rehearsal" in out.read_text()  # its site file has a seed
+    out.write_text("a thesis")
+    ended = command("evidence", folder, "--out", out)
+    assert (ended.code, out.read_text()) == (4, "a thesis")
+    (folder / "ledger.db.key").chmod(0o644)
+    assert command("evidence", folder).code == 1
+
+
+def test_tidying_says_what_went(command: Command, folder: Path) -> None:
+    assert command("privacy", "tidy", folder).out == "nothing to remove\n"
+    os.utime(folder / "state.safetensors", (0, 0))
+    told = json.loads(command("privacy", "tidy", folder, "--format", "json").out)
+    assert told == {"removed": ["state.safetensors"]}
+
+
 def test_a_sound_record_is_called_sound(command: Command, folder: Path) -> None:
     ledger, audit = command("privacy", "verify", folder), command("audit", "verify", folder)
-    assert (ledger.code, ledger.out) == (0, "the ledger is sound\n")
+    assert ledger.code == 0
+    first, second = ledger.out.splitlines()
+    assert first.startswith("the record is sound: 6 ledger rows and 3 audit lines")
+    assert "by dp-accounting (PLD): they agree" in second
     assert (audit.code, audit.out) == (0, "the audit log is sound\n")
 
 
@@ -102,6 +205,8 @@ def test_a_tampered_ledger_is_found(command: Command, folder: Path) -> None:
     assert ended.code == 1
     assert ended.out == ""
     assert "ledger.db" in ended.err
+    facts = json.loads(command("privacy", "verify", folder, "--format", "json").out)
+    assert (facts["sound"], facts["epsilon"]) == (False, None)
 
 
 def test_a_readable_key_is_found(command: Command, folder: Path) -> None:
@@ -138,7 +243,10 @@ def test_what_left_is_shown(command: Command, folder: Path) -> None:
     [
         ["privacy", "status"],
         ["privacy", "verify"],
+        ["privacy", "tidy"],
         ["audit", "show"],
+        ["audit", "verify"],
+        ["evidence"],
         ["trainer", "--socket", "s", "--site"],
     ],
 )

@@ -9,8 +9,8 @@ import torch
 
 from medsynth_client.audit import AuditLog
 from medsynth_client.credentials import SIGNING_KEY, Credentials, TakenSeals
-from medsynth_client.privacy_command import open_ledger
 from medsynth_client.site import Site
+from medsynth_client.site_record import read_site
 from medsynth_common.errors import (
     BadConfig,
     BadRecord,
@@ -59,7 +59,7 @@ def test_a_sealed_plan_is_answered_under_seal(folder: Path) -> None:
     assert pack(update_tensors(again)) == pack(update_tensors(update))
     newer = check_plan_seal(again_asked, COORDINATOR.public, now=time.time())
     check_update_seal(again, own, question=newer, now=time.time())
-    assert [line.steps for line in open_ledger(folder).statement()] == [1]
+    assert [line.steps for line in read_site(folder).ledger.spending.statement()] == [1]
     assert [event.outcome for event in AuditLog(folder / "audit.jsonl").read()] == ["released"]
 
 
@@ -79,7 +79,7 @@ def test_what_is_not_the_coordinator_s_word_is_refused_by_name_and_recorded(fold
             site.carry(asked)
     events = AuditLog(folder / "audit.jsonl").read()
     assert [event.error for event in events] == [error.__name__ for _, error in cases]
-    assert open_ledger(folder).statement() == []
+    assert read_site(folder).ledger.spending.statement() == []
 
 
 def test_a_seal_is_taken_once_also_by_the_next_process(folder: Path) -> None:
@@ -87,7 +87,7 @@ def test_a_seal_is_taken_once_also_by_the_next_process(folder: Path) -> None:
     Site(folder, device=CPU).carry(asked)
     with pytest.raises(Replayed):
         Site(folder, device=CPU).carry(asked)
-    assert [line.steps for line in open_ledger(folder).statement()] == [1]
+    assert [line.steps for line in read_site(folder).ledger.spending.statement()] == [1]
 
 
 def test_a_site_without_its_own_key_does_not_start(folder: Path) -> None:

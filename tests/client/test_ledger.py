@@ -3,6 +3,7 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Sequence
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +13,7 @@ import pytest
 
 from medsynth_client import hash_chain
 from medsynth_client.ledger import Ledger, Receipt
+from medsynth_client.ledger_record import Reservation, make_row
 from medsynth_client.spending import Spent
 from medsynth_common.errors import (
     BadConfig,
@@ -84,7 +86,6 @@ def test_what_is_reserved_is_spent_for_life(path: Path) -> None:
     ledger = opened(path)
     ledger.register_dataset(["anna", "bert"])
     assert ledger.spent() == 0
-    assert ledger.cost_of(Gaussian(steps=30)) == pytest.approx(0.3)
     receipt = reserve(ledger, Gaussian(steps=30))
     assert receipt.epsilon == pytest.approx(0.3)
     assert ledger.spent() == pytest.approx(0.3)  # though never confirmed
@@ -161,6 +162,91 @@ def test_what_is_no_plan_or_budget_is_refused(path: Path) -> None:
     for changes in ({"cap": 0.0}, {"cap": math.nan}, {"delta": 0.0}, {"delta": 1.0}):
         with pytest.raises(BadConfig):
             opened(path, **changes)
+
+
+# Several mechanisms of one plan
+
+
+PAIR = (Gaussian(), Gaussian(name="paired", steps=20))
+
+
+def reserve_pair(ledger: Ledger) -> list[Receipt]:
+    return ledger.reserve_all(
+        project="run-1", stage="adversarial", round=1, plan_digest=SHA, mechanisms=PAIR
+    )
+
+
+def test_all_mechanisms_of_a_plan_are_charged_together(path: Path) -> None:
+    ledger = opened(path)
+    ledger.register_dataset(["anna"])
+    first, second = reserve_pair(ledger)
+    assert (first.mechanism, second.mechanism) == ("critic", "paired")
+    assert [first.epsilon, second.epsilon] == [pytest.approx(0.1), pytest.approx(0.3)]
+    assert second.entry == first.entry + 1
+    for receipt in (second, first):
+        ledger.confirm(receipt, release_sha256=SHA)
+    assert opened(path).spent() == pytest.approx(0.3)
+    assert ledger.verify() == []
+
+
+def test_when_the_second_is_refused_the_first_is_not_charged(path: Path) -> None:
+    ledger = opened(path, cap=0.25)  # room for the first alone
+    before = hash_chain.read_head(path)
+    with pytest.raises(BudgetExhausted, match=r"critic, paired: epsilon 0\.000 is spent"):
+        reserve_pair(ledger)
+    with pytest.raises(BadMessage):
+        ledger.reserve_all(
+            project="run-1",
+            stage="segment",
+            round=1,
+            plan_digest=SHA,
+            mechanisms=(CRITIC, Gaussian(steps=0)),
+        )
+    assert (ledger.spent(), ledger.statement()) == (0, [])
+    assert hash_chain.read_head(path) == before
+
+
+def test_a_crash_before_the_head_of_two_rows_is_no_tampering(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = opened(path)
+
+    def crash(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(hash_chain, "write_head", crash)
+        with pytest.raises(KeyboardInterrupt):
+            reserve_pair(ledger)
+    assert hash_chain.read_head(path).count == 1  # two rows behind
+    assert ledger.verify() == []
+    again = opened(path)
+    assert again.spent() == pytest.approx(0.3)
+    assert hash_chain.read_head(path).count == 3
+
+
+def test_a_head_two_rows_behind_two_transactions_is_tampering(filled: Path) -> None:
+    head = hash_chain.head_path(filled)
+    old = head.read_bytes()
+    ledger = opened(filled)
+    reserve(ledger)
+    reserve(ledger)
+    head.write_bytes(old)
+    with pytest.raises(BadRecord):
+        opened(filled)
+
+
+def test_a_row_that_only_says_it_was_one_of_several_is_found(path: Path) -> None:
+    reserve(opened(path))
+    with closing(raw(path)) as connection:
+        body = connection.execute("SELECT body FROM entries WHERE number = 2").fetchone()[0]
+        lonely = Reservation.model_validate_json(body).model_copy(
+            update={"preceding": 1, "round": 2}
+        )
+        row = make_row(hash_chain.read_head(path), lonely, hash_chain.utc_now())
+        connection.execute("INSERT INTO entries VALUES (?, ?, ?, ?, ?)", row)
+    with pytest.raises(BadRecord, match="ledger row 3: got a reservation by itself"):
+        opened(path)
 
 
 # Patients

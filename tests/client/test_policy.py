@@ -1,23 +1,11 @@
 import math
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from pydantic import ValidationError
 
-from medsynth_client.policy import SitePolicy, check_plan, load_policy
-from medsynth_common.errors import BadConfig, PolicyRefusal
-
-GOOD = """
-name = "site-a"
-[policy]
-epsilon_cap = 8
-delta = 1e-5
-stages = ["moments", "segment"]
-minimum_patients = 20
-maximum_steps = 100
-maximum_rounds = 10
-"""
+from medsynth_client.policy import SitePolicy, check_plan
+from medsynth_common.errors import PolicyRefusal
 
 
 def policy(**changes: object) -> SitePolicy:
@@ -40,58 +28,14 @@ def plan(**changes: object) -> dict[str, object]:
         "sampling_rate": 0.1,
         "steps": 50,
     }
-    rest = {"stage": "segment", "round": 3, "patients": 20}
+    rest = {"stage": "segment", "round": 3, "patients": 20, "voxels": 48**3}
     of_mechanism = {key: value for key, value in changes.items() if key in mechanism}
     of_rest = {key: value for key, value in changes.items() if key not in mechanism}
-    return rest | of_rest | {"mechanism": SimpleNamespace(**(mechanism | of_mechanism))}
+    return rest | of_rest | {"mechanisms": [SimpleNamespace(**(mechanism | of_mechanism))]}
 
 
 def ask(site: SitePolicy, **changes: object) -> None:
     check_plan(site, **plan(**changes))  # type: ignore[arg-type]  # keywords made up above
-
-
-def test_a_site_file_is_read(tmp_path: Path) -> None:
-    path = tmp_path / "site.toml"
-    path.write_text(GOOD)
-    assert load_policy(path) == policy()
-
-
-def test_every_problem_is_told_with_the_nearest_key(tmp_path: Path) -> None:
-    path = tmp_path / "site.toml"
-    path.write_text(
-        "[policy]\nepsilon_cp = 8\ndelta = 2.0\nstages = 'segment'\nminimum_patients = true\n"
-        "maximum_norm = nan\n"
-    )
-    with pytest.raises(BadConfig) as caught:
-        load_policy(path)
-    told = {
-        problem.name.removeprefix("site.toml: policy."): problem
-        for problem in caught.value.problems
-    }
-    assert set(told) == {
-        "epsilon_cp",
-        "epsilon_cap",
-        "delta",
-        "stages",
-        "minimum_patients",
-        "maximum_norm",
-    }
-    assert told["epsilon_cp"].mend == "did you mean epsilon_cap?"
-    assert told["epsilon_cap"].value == "nothing"
-    assert "2.0" in str(told["delta"])
-
-
-@pytest.mark.parametrize("text", ["", "policy = 3", "[policy", "[polcy]\ndelta = 1e-5"])
-def test_a_file_without_a_policy_is_told(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "site.toml"
-    path.write_text(text)
-    with pytest.raises(BadConfig, match=r"site\.toml"):
-        load_policy(path)
-
-
-def test_a_missing_file_is_told(tmp_path: Path) -> None:
-    with pytest.raises(BadConfig, match=r"site\.toml"):
-        load_policy(tmp_path / "site.toml")
 
 
 def test_no_cap_only_where_nothing_is_protected() -> None:
@@ -104,7 +48,7 @@ def test_no_cap_only_where_nothing_is_protected() -> None:
 
 def test_a_plan_within_the_policy_passes() -> None:
     ask(policy())
-    check_plan(policy(), stage="moments", round=10, mechanism=None, patients=20)
+    check_plan(policy(), stage="moments", round=10, mechanisms=(), patients=20, voxels=8)
     ask(policy(allow_unprotected=True), noise_multiplier=0.0, clip=math.inf)
 
 
@@ -146,6 +90,13 @@ def test_all_that_forbids_a_plan_is_told() -> None:
 def test_synthetic_images_leave_only_when_the_site_says_so() -> None:
     stages = ("synthesize",)
     with pytest.raises(PolicyRefusal, match="synthetic_may_leave"):
-        check_plan(policy(stages=stages), stage="synthesize", round=1, mechanism=None, patients=20)
+        check_plan(
+            policy(stages=stages),
+            stage="synthesize",
+            round=1,
+            mechanisms=(),
+            patients=20,
+            voxels=8,
+        )
     allowed = policy(stages=stages, synthetic_may_leave=True)
-    check_plan(allowed, stage="synthesize", round=1, mechanism=None, patients=20)
+    check_plan(allowed, stage="synthesize", round=1, mechanisms=(), patients=20, voxels=8)

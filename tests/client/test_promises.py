@@ -22,7 +22,7 @@ from medsynth_client.stages import adversarial as adversarial_file
 from medsynth_common.labels import one_hot
 from medsynth_common.learning.painting import paint
 from medsynth_common.learning.volumes import Volume
-from medsynth_common.plan import Critic, RoundPlan, SegmentSettings, Stage
+from medsynth_common.plan import AdversarialSettings, Critic, RoundPlan, SegmentSettings, Stage
 from medsynth_common.privacy.mechanism import Gaussian
 from medsynth_common.style import Style, stack
 from tiny import PATIENTS, Quiet, adversarial, gaussian, plan, volumes
@@ -179,18 +179,36 @@ def test_the_generator_reaches_patients_through_the_critic_alone(
     assert not generator_follows_patients(critic, monkeypatch)
 
 
-@pytest.mark.parametrize("critic", Critic)
-def test_a_private_label_map_in_the_generator_s_step_is_found(
-    critic: Critic, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    training = adversarial_file._GeneratorTraining
+def paints_patients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault: the fakes are painted on the patients' own label maps."""
 
     def paint_patients(self: Any) -> tuple[Tensor, Style, Tensor]:
         classes = one_hot(torch.stack([volume.labels for volume in self.order.patients[:2]]))
         styles = stack([self.style, self.style])
         return classes, styles, paint(self.generator, classes, styles, self.draw)
 
-    monkeypatch.setattr(training, "public_pairs", paint_patients)
+    monkeypatch.setattr(adversarial_file._GeneratorTraining, "public_pairs", paint_patients)
+
+
+def banks_patients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault: one of the patients' label maps is among the bank's."""
+    begin = adversarial_file._GeneratorTraining.__init__
+
+    def faulty(self: Any, order: Order, settings: AdversarialSettings) -> None:
+        begin(self, order, settings)
+        self.bank = torch.cat([order.patients[0].labels[None], self.bank[1:]])
+
+    monkeypatch.setattr(adversarial_file._GeneratorTraining, "__init__", faulty)
+
+
+@pytest.mark.parametrize("fault", [paints_patients, banks_patients])
+@pytest.mark.parametrize("critic", Critic)
+def test_a_private_label_map_in_the_generator_s_step_is_found(
+    critic: Critic,
+    fault: Callable[[pytest.MonkeyPatch], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fault(monkeypatch)
     assert generator_follows_patients(critic, monkeypatch)
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,10 +17,13 @@ from medsynth_client.audit import verify as verify_audit
 from medsynth_client.keeping import Keeping
 from medsynth_client.ledger import Ledger
 from medsynth_client.order import Order, Outcome
-from medsynth_client.privacy_command import open_ledger
 from medsynth_client.site import Site
+from medsynth_client.site_record import read_site
+from medsynth_client.spending import EVERYONE, epsilon_of
 from medsynth_client.stages import WORK
+from medsynth_client.verification import verify_site
 from medsynth_common.errors import (
+    AlreadyAnswered,
     BadMessage,
     BudgetExhausted,
     MedsynthError,
@@ -28,7 +32,7 @@ from medsynth_common.errors import (
     UnsafeRelease,
     WrongAddress,
 )
-from medsynth_common.plan import Critic, RoundPlan, SegmentSettings, Stage
+from medsynth_common.plan import MOST_PROBLEMS, Critic, RoundPlan, SegmentSettings, Stage
 from medsynth_common.privacy.randomness import SimulatedRandomness
 from medsynth_common.tensors import pack
 from medsynth_common.update import SiteUpdate, check_tensors
@@ -83,8 +87,12 @@ def events(folder: Path) -> list[AuditEvent]:
     return AuditLog(folder / "audit.jsonl").read()
 
 
+def refusals(folder: Path) -> list[str]:
+    return [event.error for event in events(folder) if event.outcome == "refused"]
+
+
 def steps_charged(folder: Path) -> dict[str, int]:
-    return {line.name: line.steps for line in open_ledger(folder).statement()}
+    return {line.name: line.steps for line in read_site(folder).ledger.spending.statement()}
 
 
 def same(first: SiteUpdate, second: SiteUpdate) -> bool:
@@ -122,7 +130,7 @@ def test_the_whole_story_of_a_round(new_site: NewSite, name: str, protected: boo
     assert event.sha256 == hashlib.sha256(pack(sent)).hexdigest()
     assert event.epsilon == head.epsilon
     assert len(event.receipts) == len(CASES[name].mechanisms)
-    assert open_ledger(folder).verify() == []
+    assert verify_site(folder).problems == []
     assert verify_audit(folder / "audit.jsonl") == []
 
     # Asked again, also after a restart, it gives the same answer and spends nothing.
@@ -203,6 +211,13 @@ REFUSED: dict[str, tuple[dict[str, Any], RoundPlan, type[MedsynthError]]] = {
         CASES["paired"].plan(mechanisms=(gaussian("critic"), unprotected("paired"))),
         PolicyRefusal,
     ),
+    "second mechanism past the cap": (
+        {"epsilon_cap": 2.0},
+        CASES["paired"].plan(
+            mechanisms=(gaussian("critic"), gaussian("paired", noise_multiplier=0.6))
+        ),
+        BudgetExhausted,
+    ),
     "past the cap": (
         {},
         SEGMENT.plan(mechanisms=(gaussian("segmenter", noise_multiplier=0.6, steps=50),)),
@@ -233,24 +248,89 @@ def test_the_cap_holds_over_runs_and_restarts(new_site: NewSite) -> None:
     Site(folder, device=CPU).carry(CASES["level"].plan(run="run-2"))
     with pytest.raises(BudgetExhausted):
         Site(folder, device=CPU).carry(CASES["level"].plan(run="run-3"))
-    assert open_ledger(folder).spent() <= 1.2
+    assert read_site(folder).ledger.spending.worst(epsilon_of, 1e-5, EVERYONE) <= 1.2
 
 
 def test_another_site_s_plan_is_not_carried_out(new_site: NewSite) -> None:
     folder = new_site()
     with pytest.raises(WrongAddress, match="plan: site: got site-b, wanted site-a"):
         Site(folder, device=CPU).carry(SEGMENT.plan(site="site-b"))
-    assert steps_charged(folder) == {}
-    (event,) = events(folder)
-    assert (event.outcome, event.error) == ("refused", "WrongAddress")
+    assert snapshot(folder) == ({}, b"")
+    assert refusals(folder) == ["WrongAddress"]
 
 
 def test_a_plan_without_its_mechanism_releases_nothing(new_site: NewSite) -> None:
     folder = new_site()
     for mechanisms in ((), (gaussian("something"),)):
-        with pytest.raises(BadMessage, match="one named 'segmenter'"):
+        with pytest.raises(BadMessage, match=r"mechanisms of segment round 1: .*\['segmenter'\]"):
             Site(folder, device=CPU).carry(SEGMENT.plan(mechanisms=mechanisms))
-    assert [event.outcome for event in events(folder)] == []
+    assert refusals(folder) == ["BadMessage"] * 2
+    assert steps_charged(folder) == {}
+
+
+MISSHAPEN: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "a longer one": lambda tensor: torch.cat([tensor.flatten(), tensor.flatten()]),
+    "doubles": lambda tensor: tensor.double(),
+    "NaN": lambda tensor: tensor * math.nan,
+    "out of bounds": lambda tensor: tensor + 1e6,
+}
+
+
+@pytest.mark.parametrize("what", MISSHAPEN)
+def test_a_plan_of_misshapen_weights_is_not_paid_for(new_site: NewSite, what: str) -> None:
+    folder, asked = new_site(), SEGMENT.plan()
+    name, tensor = next((n, t) for n, t in asked.weights.items() if t.is_floating_point())
+    spoilt = replace(asked, weights={**asked.weights, name: MISSHAPEN[what](tensor)})
+    with pytest.raises(BadMessage, match=re.escape(name)):
+        Site(folder, device=CPU).carry(spoilt)
+    assert refusals(folder) == ["BadMessage"]
+    assert snapshot(folder) == ({}, b"")
+
+
+def test_a_plan_with_a_tensor_too_many_is_not_paid_for(new_site: NewSite) -> None:
+    folder, asked = new_site(), SEGMENT.plan()
+    more = {f"extra-{k}\x1b[2J": torch.zeros(1) for k in range(1000)}
+    with pytest.raises(BadMessage) as caught:
+        Site(folder, device=CPU).carry(replace(asked, weights={**asked.weights, **more}))
+    assert len(caught.value.problems) == MOST_PROBLEMS  # a log is not filled by one message
+    assert "\x1b" not in str(caught.value)
+    assert steps_charged(folder) == {}
+
+
+def test_a_grid_that_is_too_large_is_refused(new_site: NewSite) -> None:
+    folder = new_site()
+    with pytest.raises(PolicyRefusal, match="maximum_voxels: got a grid of 134217728 voxels"):
+        Site(folder, device=CPU).carry(SEGMENT.plan(grid=(512, 512, 512)))
+    assert refusals(folder) == ["PolicyRefusal"]
+
+
+def test_patients_of_one_grid_at_a_time_are_held(new_site: NewSite) -> None:
+    site = Site(new_site(), device=CPU)
+    first = site.patients((24, 24, 24))
+    assert site.patients((24, 24, 24)) is first
+    site.patients((24, 24, 32))
+    assert site._patients.keys() == {(24, 24, 32)}
+
+
+def test_a_round_that_was_left_behind_is_not_answered_again(new_site: NewSite) -> None:
+    """An old plan is replayed; so is one for an old round that was never asked."""
+    folder = new_site()
+    first, third = SEGMENT.plan(round=1), SEGMENT.plan(round=3)
+    Site(folder, device=CPU).carry(first)
+    site = Site(folder, device=CPU)
+    answer = site.carry(third)
+    before = snapshot(folder)
+    for old in (first, SEGMENT.plan(round=2), SEGMENT.plan(round=3, public_seed=12)):
+        with pytest.raises(AlreadyAnswered, match="round 3 was answered"):
+            site.carry(old)
+    assert refusals(folder) == ["AlreadyAnswered"] * 3
+    assert snapshot(folder) == before
+    assert same(site.carry(third), answer)  # the last plan's answer is kept, and costs nothing
+    assert snapshot(folder) == before
+    site.carry(CASES["mean-features"].plan(round=1))  # other stages count for themselves,
+    site.carry(SEGMENT.plan(run="run-2", round=1))  # and so do other runs
+    with pytest.raises(AlreadyAnswered):
+        Site(folder, device=CPU).carry(third)  # its answer is no longer kept
 
 
 class Broken(Exception):
@@ -272,10 +352,10 @@ def test_a_charge_stands_when_the_work_dies(
         with pytest.raises(Broken):
             site.carry(asked)
     assert snapshot(folder) == ({"segmenter": 1}, b"")
-    assert events(folder) == []
+    assert refusals(folder) == ["Broken"]
     site.carry(asked)  # its noise is drawn anew, and so it is paid for again
     assert steps_charged(folder) == {"segmenter": 2}
-    assert [event.outcome for event in events(folder)] == ["released"]
+    assert [event.outcome for event in events(folder)] == ["refused", "released"]
 
 
 def test_a_charge_stands_when_the_disk_is_full(
@@ -342,7 +422,7 @@ def test_the_steps_come_in_their_order(new_site: NewSite, monkeypatch: pytest.Mo
     site = Site(folder, device=CPU)
     spy(Keeping, "load", "look")
     spy(site_file, "check_plan", "policy")
-    spy(Ledger, "reserve", "charge")
+    spy(Ledger, "reserve_all", "charge")
     spy(SimulatedRandomness, "uniform", "sample")
     spy(SimulatedRandomness, "normal", "noise")
     spy(AuditLog, "append", "audit")

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import tomli_w
 
-from medsynth_client.patients import FolderSource, PhantomSource
 from medsynth_client.site_file import SiteFile
+from medsynth_common.dataset.source import FolderSource, PhantomSource
 from medsynth_common.errors import BadConfig
 from medsynth_common.phantom import SITE_SCANNERS
 
@@ -82,6 +82,31 @@ def test_every_problem_is_told(tmp_path: Path) -> None:
         "surprise",
     }
     assert all("site.toml" in problem.name for problem in caught.value.problems)
+
+
+def test_every_problem_of_the_policy_is_told_with_the_nearest_key(tmp_path: Path) -> None:
+    limits = {
+        "epsilon_cp": 8,
+        "delta": 2.0,
+        "stages": "segment",
+        "minimum_patients": True,
+        "maximum_norm": math.nan,
+    }
+    with pytest.raises(BadConfig) as caught:
+        load(tmp_path, GOOD | {"policy": limits})
+    told = {problem.name.rpartition("policy.")[2]: problem for problem in caught.value.problems}
+    assert set(told) == {*limits, "epsilon_cap"}
+    assert told["epsilon_cp"].mend == "did you mean epsilon_cap?"
+    assert told["epsilon_cap"].value == "nothing"
+    assert "2.0" in str(told["delta"])
+
+
+def test_a_policy_whose_keys_contradict_each_other_is_told(tmp_path: Path) -> None:
+    contrary = GOOD["policy"] | {"minimum_clip": 2.0, "maximum_clip": 1.0}
+    with pytest.raises(BadConfig, match=r"policy: .* minimum_clip must be at most maximum_clip"):
+        load(tmp_path, GOOD | {"policy": contrary})
+    with pytest.raises(BadConfig, match="policy"):
+        load(tmp_path, GOOD | {"policy": 3})
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The trainer over a real Unix socket: what goes in, and all that comes out."""
 
+import json
 import logging
 import os
 import shutil
@@ -14,10 +15,12 @@ import grpc
 import pytest
 import torch
 
+from medsynth_client.audit import AuditLog
+from medsynth_client.site_record import read_site
 from medsynth_client.stages import WORK
 from medsynth_client.trainer import Trainer, choose_device, run_trainer
 from medsynth_common import __version__
-from medsynth_common.errors import BadConfig, BadData, PolicyRefusal, Problem
+from medsynth_common.errors import BadConfig, BadData, PolicyRefusal, Problem, StorageFailed
 from medsynth_common.plan import RoundPlan, Stage
 from medsynth_common.update import SiteUpdate
 from medsynth_common.wire.parts import plan_parts, update_from_parts
@@ -90,12 +93,115 @@ def test_a_refusal_comes_as_a_name(client: TrainerClient, asked: RoundPlan, name
     assert isinstance(answer(client, plan()), SiteUpdate)  # and the trainer is still up
 
 
+def told(folder: Path) -> list[str]:
+    """What the site's audit log says came of each message."""
+    return [event.error or event.outcome for event in AuditLog(folder / "audit.jsonl").read()]
+
+
 @pytest.mark.parametrize(
-    "parts", [[], [PlanPart(chunk=b"x")], [PlanPart(header=b"{}")], [PlanPart(header=b"\xff")]]
+    "parts",
+    [
+        [],
+        [PlanPart(chunk=b"x")],
+        [PlanPart(header=b"{}")],
+        [PlanPart(header=b"\xff")],
+        [PlanPart(header=b"[" * 60_000)],
+        [PlanPart(header=b'{"a":' * 10_000)],
+        [PlanPart(header=b"9" * (1 << 20))],
+    ],
+    ids=["nothing", "no header", "empty", "no text", "deep list", "deep table", "too long"],
 )
-def test_what_is_no_plan_is_a_bad_message(client: TrainerClient, parts: list[PlanPart]) -> None:
+def test_what_is_no_plan_is_a_bad_message(
+    client: TrainerClient, parts: list[PlanPart], tmp_path: Path
+) -> None:
     assert update_from_parts(client.carry(parts, timeout=SECONDS)) == "BadMessage"
     assert client.describe(timeout=SECONDS).sites
+    # Nobody knows for which site it was meant, so each of them has it in its log.
+    assert told(tmp_path / SITE) == told(tmp_path / "site-b") == ["BadMessage"]
+
+
+def spoilt(path: tuple[str | int, ...], value: str) -> list[PlanPart]:
+    """The parts of a good plan whose header says something else in one place, unchecked."""
+    head, *chunks = plan_parts(plan(Stage.SEGMENT))
+    fields = json.loads(head.header)
+    *outer, last = path
+    place = fields
+    for key in outer:
+        place = place[key]
+    place[last] = "here"
+    return [PlanPart(header=json.dumps(fields).replace('"here"', value).encode()), *chunks]
+
+
+MECHANISM = ("mechanisms", 0)
+BAD_HEADERS = {
+    "sigma 0": ((*MECHANISM, "noise_multiplier"), "0.0", "BadMessage"),
+    "sigma NaN": ((*MECHANISM, "noise_multiplier"), "NaN", "BadMessage"),
+    "sigma too small": ((*MECHANISM, "noise_multiplier"), "1e-9", "PolicyRefusal"),
+    "clip NaN": ((*MECHANISM, "clip"), "NaN", "BadMessage"),
+    "clip without end": ((*MECHANISM, "clip"), "1e400", "BadMessage"),
+    "clip too large": ((*MECHANISM, "clip"), "1e8", "PolicyRefusal"),
+    "negative steps": ((*MECHANISM, "steps"), "-1", "BadMessage"),
+    "no steps": ((*MECHANISM, "steps"), "0", "BadMessage"),
+    "ten million steps": ((*MECHANISM, "steps"), "10000000", "PolicyRefusal"),
+    "everybody twice": ((*MECHANISM, "sampling_rate"), "2.0", "BadMessage"),
+    "a billion rounds": (("round",), "1000000000", "BadMessage"),
+    "a million rounds": (("round",), "1000000", "PolicyRefusal"),
+    "unknown stage": (("stage",), '"exfiltrate"', "BadMessage"),
+    "another stage's settings": (("stage",), '"moments"', "BadMessage"),
+    "a stage that is no site's": (("stage",), '"pretrain"', "BadMessage"),
+    "a key nobody knows": (("seed",), "1", "BadMessage"),
+    "a huge grid": (("grid",), "[512, 512, 512]", "PolicyRefusal"),
+}
+
+
+@pytest.mark.parametrize("what", BAD_HEADERS)
+def test_bad_input_is_a_typed_refusal_in_the_log_and_nothing_leaves(
+    client: TrainerClient, what: str, tmp_path: Path
+) -> None:
+    path, value, name = BAD_HEADERS[what]
+    parts = list(client.carry(spoilt(path, value), timeout=SECONDS))
+    assert [part.failure.name for part in parts] == [name]
+    assert told(tmp_path / SITE) == [name]
+    assert read_site(tmp_path / SITE).ledger.spending.statement() == []
+    assert isinstance(answer(client, plan(Stage.SEGMENT)), SiteUpdate)  # it is still up
+    assert told(tmp_path / SITE) == [name, "released"]
+
+
+def test_a_plan_that_comes_twice_gets_the_same_bytes_for_nothing(
+    client: TrainerClient, tmp_path: Path
+) -> None:
+    asked = plan(Stage.SEGMENT)
+    first, second = (
+        [part.SerializeToString() for part in client.carry(plan_parts(asked), timeout=SECONDS)]
+        for _ in range(2)
+    )
+    assert first == second
+    assert told(tmp_path / SITE) == ["released"]
+    assert [line.releases for line in read_site(tmp_path / SITE).ledger.spending.statement()] == [1]
+
+
+def test_an_old_plan_is_refused(client: TrainerClient, tmp_path: Path) -> None:
+    old, new = plan(Stage.SEGMENT, round=1), plan(Stage.SEGMENT, round=2)
+    assert isinstance(answer(client, old), SiteUpdate)
+    assert isinstance(answer(client, new), SiteUpdate)
+    assert answer(client, old) == "AlreadyAnswered"
+    assert told(tmp_path / SITE) == ["released", "released", "AlreadyAnswered"]
+    assert [line.releases for line in read_site(tmp_path / SITE).ledger.spending.statement()] == [2]
+
+
+def test_a_log_that_cannot_be_written_leaves_the_error_s_name_too(
+    client: TrainerClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The way out of an error must not be a way out for its text."""
+
+    def full(*_: object) -> None:
+        raise StorageFailed(SECRET)
+
+    monkeypatch.setattr(AuditLog, "append", full)
+    unheard = plan_parts(plan(mechanisms=()))  # refused first, and that is what is told
+    for parts, name in (([], "StorageFailed"), (list(unheard), "BadMessage")):
+        (part,) = client.carry(parts, timeout=SECONDS)
+        assert part.failure.name == name
 
 
 class Anna1970(Exception):

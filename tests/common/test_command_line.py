@@ -53,8 +53,13 @@ CODES = {
     "Refused": 5,
     "PolicyRefusal": 5,
     "BudgetExhausted": 5,
+    "AlreadyAnswered": 5,
     "NotCharged": 5,
     "UnsafeRelease": 5,
+    "BadSignature": 5,
+    "WrongAddress": 5,
+    "Expired": 5,
+    "Replayed": 5,
     "ClockWentBack": 5,
 }
 

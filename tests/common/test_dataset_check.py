@@ -5,19 +5,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medsynth_common.dataset import DataConfig, check_patients, checked_patients, find_patients
+from medsynth_common.dataset import DataConfig, Level, examine, find_patients
 from medsynth_common.errors import BadData
 from medsynth_common.labels import ANATOMY
 from small_patients import AFFINE, SHAPE, small_image, small_labels, spoil, write_patient
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "deploy" / "examples"
 
-T1 = small_image(small_labels())[0]
+#: A patient's images that no other patient of these tests has.
+T1, _, T2, FLAIR = small_image(small_labels(), seed=1000)
 
 
 def problems_of(root: Path, config: DataConfig | None = None) -> list[str]:
     config = config or DataConfig()
-    return [str(problem) for problem in check_patients(find_patients(root, config), config)]
+    found = examine(find_patients(root, config), config)
+    return [str(finding.problem) for finding in found.of(Level.ERROR)]
 
 
 def drop_t2(folder: Path) -> None:
@@ -25,7 +27,7 @@ def drop_t2(folder: Path) -> None:
 
 
 def add_second_flair(folder: Path) -> None:
-    spoil(folder, "_again_flair", T1)
+    spoil(folder, "_again_flair", FLAIR)
 
 
 def cut_short(folder: Path) -> None:
@@ -40,11 +42,11 @@ def replace_by_text(folder: Path) -> None:
 def shift(folder: Path) -> None:
     moved = AFFINE.copy()
     moved[0, 3] += 3
-    spoil(folder, "_t2", T1, moved)
+    spoil(folder, "_t2", T2, moved)
 
 
 def turn(folder: Path) -> None:
-    spoil(folder, "_flair", T1, AFFINE @ np.diag([1.0, 1.0, 1.2, 1.0]))
+    spoil(folder, "_flair", FLAIR, AFFINE @ np.diag([1.0, 1.0, 1.2, 1.0]))
 
 
 def crop(folder: Path) -> None:
@@ -110,15 +112,14 @@ def test_a_good_data_set_has_no_problem(tmp_path: Path) -> None:
     write_patient(tmp_path / "a" / "p1")
     write_patient(tmp_path / "b" / "p1", seed=1)
     assert problems_of(tmp_path) == []
-    assert list(checked_patients(tmp_path, DataConfig())) == ["a", "b"]
 
 
 def test_every_planted_defect_is_told_at_once_and_no_good_patient_is_blamed(
     tmp_path: Path,
 ) -> None:
     for index, defect in enumerate(DEFECTS):
-        defect(write_patient(tmp_path / f"site{index % 2}" / defect.__name__))
-    write_patient(tmp_path / "site0" / "good")
+        defect(write_patient(tmp_path / f"site{index % 2}" / defect.__name__, seed=index))
+    write_patient(tmp_path / "site0" / "good", seed=100)
     (tmp_path / "empty-site").mkdir()
     problems = problems_of(tmp_path)
 
@@ -133,7 +134,7 @@ def test_every_planted_defect_is_told_at_once_and_no_good_patient_is_blamed(
     assert len(problems) == len(DEFECTS) + 1
 
     with pytest.raises(BadData) as raised:
-        checked_patients(tmp_path, DataConfig())
+        examine(find_patients(tmp_path, DataConfig()), DataConfig()).raise_errors()
     assert len(raised.value.problems) == len(problems)
 
 
@@ -146,13 +147,13 @@ def test_a_pattern_that_takes_one_file_for_two_contrasts_is_told(tmp_path: Path)
 
 def test_affines_that_differ_by_rounding_are_one_grid(tmp_path: Path) -> None:
     folder = write_patient(tmp_path / "a" / "p")
-    spoil(folder, "_t2", T1, AFFINE + np.full((4, 4), 1e-5) * (np.arange(4) < 3)[:, None])
+    spoil(folder, "_t2", T2, AFFINE + np.full((4, 4), 1e-5) * (np.arange(4) < 3)[:, None])
     assert problems_of(tmp_path) == []
 
 
 def test_a_csv_that_contradicts_the_folder_or_itself_is_told_with_the_rest(tmp_path: Path) -> None:
-    for name in ("p1", "p2", "p3"):
-        write_patient(tmp_path / name)
+    for seed, name in enumerate(("p1", "p2", "p3")):
+        write_patient(tmp_path / name, seed=seed)
     empty_the_map(tmp_path / "p3")
     (tmp_path / "s.csv").write_text("site,patient\na,p1\nb,p1\na,p2\na,p2\nb,p3\nb,ghost\n")
     problems = problems_of(tmp_path, DataConfig(sites=Path("s.csv")))
@@ -165,7 +166,7 @@ def test_a_csv_that_contradicts_the_folder_or_itself_is_told_with_the_rest(tmp_p
 
 def test_healthy_patients_are_allowed_when_said_but_not_only_healthy_ones(tmp_path: Path) -> None:
     write_patient(tmp_path / "a" / "ill")
-    empty_the_map(write_patient(tmp_path / "a" / "healthy"))
+    empty_the_map(write_patient(tmp_path / "a" / "healthy", seed=1))
     config = DataConfig(allow_no_tumour=True)
     assert "allow_no_tumour = true" in problems_of(tmp_path)[0]
     assert problems_of(tmp_path, config) == []
@@ -183,9 +184,10 @@ def test_a_value_to_pass_over_is_known_and_is_no_tumour(tmp_path: Path) -> None:
 def test_anatomy_maps_are_checked_where_they_are_configured(tmp_path: Path) -> None:
     config = DataConfig(anatomy=("*_anat.nii.gz",))
     anatomy = np.where(np.isin(small_labels(), ANATOMY), small_labels(), 0).astype(np.uint8)
-    for name, data in (("good", anatomy), ("empty", anatomy * 0), ("odd", anatomy + 40)):
-        spoil(write_patient(tmp_path / "a" / name), "_anat", data)
-    write_patient(tmp_path / "a" / "without")
+    maps = {"good": anatomy, "empty": anatomy * 0, "odd": anatomy + 40}
+    for seed, (name, data) in enumerate(maps.items()):
+        spoil(write_patient(tmp_path / "a" / name, seed=seed), "_anat", data)
+    write_patient(tmp_path / "a" / "without", seed=9)
     assert [problem.partition(", wanted")[0] for problem in problems_of(tmp_path, config)] == [
         "a/empty: anatomy: got an empty map",
         "a/odd: anatomy: got label value 40, 41, 42, 43, 44",

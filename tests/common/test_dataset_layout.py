@@ -64,10 +64,10 @@ def test_every_patient_can_be_a_site(tmp_path: Path) -> None:
     assert names(find_patients(tmp_path, config)) == {"p1": ["p1"], "p2": ["p2"]}
 
 
-def test_patients_without_sites_are_told_the_two_ways_out(tmp_path: Path) -> None:
+def test_patients_without_sites_are_told_the_ways_out(tmp_path: Path) -> None:
     touch_patient(tmp_path / "p1")
     (problem,) = problems_of(tmp_path, DataConfig())
-    assert "volumes directly in p1/" in problem
+    assert "patients of no site: p1" in problem
     assert "sites =" in problem
     assert "one_site_per_patient = true" in problem
 

@@ -14,6 +14,7 @@ STYLE = {f"own.style.{name}" for name in Style.neutral().tensors()}
         (Stage.MOMENTS, None, STYLE),
         (Stage.SEGMENT, "segmenter", set()),
         (Stage.ADVERSARIAL, "generator", {"own.style.code"}),
+        (Stage.METRICS, None, {"own.metrics.scores"}),
     ],
 )
 def test_a_stage_answers_with_its_own_part(stage: Stage, part: str, own: set[str]) -> None:

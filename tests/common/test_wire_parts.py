@@ -11,8 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medsynth_common.errors import BadMessage
-from medsynth_common.plan import PlanHeader, RoundPlan, Stage, canonical_json, parse
-from medsynth_common.tensors import pack
+from medsynth_common.plan import (
+    LARGEST_HEADER,
+    MOST_PROBLEMS,
+    PlanHeader,
+    RoundPlan,
+    Stage,
+    canonical_json,
+    parse,
+)
+from medsynth_common.tensors import pack, tensors_digest, unpack
 from medsynth_common.update import SiteUpdate, UpdateHeader
 from medsynth_common.wire import parts as parts_file
 from medsynth_common.wire.parts import (
@@ -191,6 +199,60 @@ def test_mutated_weights_are_a_plan_or_a_bad_message(content: bytes) -> None:
     except BadMessage:
         return
     assert len(found.digest()) == 64  # whatever it is, the site can name it
+
+
+@settings(max_examples=300, deadline=None)
+@given(mutated(pack(WEIGHTS)) | st.binary(max_size=100))
+def test_mutated_tensors_are_tensors_or_a_bad_message(content: bytes) -> None:
+    try:
+        found = unpack(content)
+    except BadMessage:
+        return
+    assert all(isinstance(tensor, torch.Tensor) for tensor in found.values())
+    assert len(tensors_digest(found)) == 32
+
+
+ANY_PART = st.sampled_from([HEADER, CHUNK, PlanPart()]) | st.one_of(
+    st.binary(max_size=40).map(lambda content: PlanPart(header=content)),
+    st.binary(max_size=40).map(lambda content: PlanPart(chunk=content)),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(ANY_PART, max_size=6))
+def test_parts_in_any_order_are_the_plan_or_a_bad_message(parts: list[PlanPart]) -> None:
+    try:
+        found = plan_from_parts(parts)
+    except BadMessage:
+        return
+    assert found.digest() == PLAN.digest()
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(sorted(UpdateHeader.model_fields)), JSON)
+def test_a_field_of_any_value_is_an_update_or_a_bad_message(field: str, value: Any) -> None:
+    content = json.dumps(json.loads(canonical_json(UPDATE.header)) | {field: value})
+    try:
+        parsed = parse(UpdateHeader, content, name="update")
+    except BadMessage:
+        return
+    assert parse(UpdateHeader, canonical_json(parsed), name="update") == parsed
+
+
+def test_a_long_header_is_not_read_and_its_faults_are_not_all_told() -> None:
+    many = json.dumps({f"key-{k}": 0 for k in range(3000)})
+    with pytest.raises(BadMessage) as caught:
+        parse(PlanHeader, many, name="plan")
+    assert len(caught.value.problems) == MOST_PROBLEMS
+    with pytest.raises(BadMessage, match=f"at most {LARGEST_HEADER} bytes"):
+        parse(PlanHeader, " " * LARGEST_HEADER + "{}", name="plan")
+
+
+def test_a_name_cannot_begin_a_line_of_a_log() -> None:
+    with pytest.raises(BadMessage) as caught:
+        parse(UpdateHeader, json.dumps({"x\n2026-01-01 all is well\x1b[2J": 1}), name="update")
+    assert "\\n2026-01-01 all is well\\x1b[2J" in str(caught.value)
+    assert "\n2026" not in str(caught.value)
 
 
 @settings(max_examples=200, deadline=None)

@@ -1,5 +1,6 @@
 """The same plans and updates as Flower records."""
 
+from dataclasses import replace
 from io import BytesIO
 
 import numpy as np
@@ -88,6 +89,13 @@ def test_records_that_hold_no_update_are_told() -> None:
         del records[name]
         with pytest.raises(BadMessage):
             update_from_records(records)
+
+
+def test_a_type_that_numpy_has_not_is_told() -> None:
+    """A site that sends it must not end a run."""
+    odd = replace(UPDATE, weights={"segmenter.weight": torch.zeros(2, dtype=torch.bfloat16)})
+    with pytest.raises(BadMessage, match=r"torch\.bfloat16, wanted types that numpy has"):
+        update_to_records(odd)
 
 
 def record_of(content: bytes, stype: str = "numpy.ndarray") -> ArrayRecord:

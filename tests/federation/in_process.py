@@ -21,6 +21,7 @@ from medsynth_server.flower import error_reply, reply, start_identity
 from medsynth_server.progress import LineProgress
 from medsynth_server.record import Arm, Event, RunLog, read_events
 from medsynth_server.run_folder import RunFolder
+from medsynth_server.simulated_arm import SimulatedArm
 from medsynth_server.simulated_sites import phantom_sites
 from tiny_run import SEED, public_model
 
@@ -81,17 +82,16 @@ class SmallFederation:
 
     def begin(self) -> ArmTraining:
         """Write the sites' files; gives the training."""
-        training = ArmTraining(
+        simulated = SimulatedArm(
             arm=Arm.PRIVATE,
             config=self.config,
             folder=self.folder,
             sites=phantom_sites(self.config, seed=SEED),
-            seed=SEED,
-            log=RunLog(self.folder.metrics),
-            progress=LineProgress(StringIO()),
         )
-        training.write_sites()
-        return training
+        simulated.write_sites()
+        return simulated.training(
+            seed=SEED, log=RunLog(self.folder.metrics), progress=LineProgress(StringIO())
+        )
 
     def train(self, grid: SiteGrid | None = None) -> Mapping[str, Tensor]:
         """Train, or go on; in this process unless another grid is given."""

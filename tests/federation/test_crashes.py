@@ -41,6 +41,7 @@ def test_the_checks_see_what_they_are_there_to_see(
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
     (run / "metrics.jsonl").write_text("".join(lines[1:]))
     (run / "weights" / ".part-x.json").touch()
+    (run / "synthetic").rename(run / "withheld")
     (run / "privacy.json").write_text(
         (run / "privacy.json").read_text().replace('"epsilon": 7.', '"epsilon": 1.')
     )
@@ -50,5 +51,11 @@ def test_the_checks_see_what_they_are_there_to_see(
         broken_promises(run, undisturbed.folder)
     shutil.copy(undisturbed.folder / "sites" / "site-1" / "audit.jsonl", audit)
     found = "\n".join(broken_promises(run, undisturbed.folder))
-    for sign in ("styles.safetensors differs", "rounds recorded", "half-written", "epsilon 1."):
+    for sign in (
+        "styles.safetensors differs",
+        "rounds recorded",
+        "half-written",
+        "withheld differs",
+        "epsilon 1.",
+    ):
         assert sign in found

@@ -51,10 +51,18 @@ def run(undisturbed: Undisturbed, tmp_path: Path) -> Path:
 
 def test_the_folder_holds_what_it_promises(undisturbed: Undisturbed) -> None:
     folder = undisturbed.folder
-    for name in ("config.toml", "report.html", "metrics.jsonl", "privacy.json"):
+    for name in (
+        "config.toml",
+        "report.html",
+        "metrics.jsonl",
+        "privacy.json",
+        "release-check.json",
+    ):
         assert (folder / name).stat().st_size, name
     assert {path.name for path in (folder / "weights").iterdir()} == set(WEIGHTS)
-    assert (folder / "synthetic" / "dataset.json").exists()
+    assert not (folder / "unchecked").exists()
+    about = json.loads((folder / "synthetic" / "dataset.json").read_text())
+    assert about["release_check"]["verdict"] == "not decidable"  # two patients are held out
     for site in ("site-1", "site-2"):
         assert uncharged(folder / "sites" / site) == []
 
@@ -112,6 +120,8 @@ def test_the_same_command_again_trains_nothing_and_says_the_same(
     told = json.loads(capsys.readouterr().out)
     assert told["report"] == str(run / "report.html")
     assert len(told["evaluations"]) == 9
+    assert told["synthetic"] == str(run / "synthetic")
+    assert told["release_check"]["verdict"] == "not decidable"
     assert set(told["privacy"]["arms"]["private"]["sites"]) == {"site-1", "site-2"}
     assert _contents(run, but=changing) == before
     # In plain words, with delta, unit and mechanisms beside every epsilon.
@@ -121,6 +131,7 @@ def test_the_same_command_again_trains_nothing_and_says_the_same(
     text = summarise(RunFolder(run), run / "report.html", as_json=False)
     assert "at delta 0.001, unit: patient (level, spread, segmenter, critic)" in text
     assert "before training (private)" in text
+    assert f"release check: not decidable; the synthetic set is in {run / 'synthetic'}" in text
     assert text.endswith(f"report: {run / 'report.html'}")
 
 
@@ -133,6 +144,26 @@ def test_the_report_can_be_written_anew(
     assert "rehearsal" in (run / "report.html").read_text()
     assert command(monkeypatch, "report", run / "nowhere") == 4
     assert "wanted an existing folder" in capsys.readouterr().err
+
+
+def test_a_withheld_set_is_released_by_the_same_command_with_a_reason(
+    run: Path, settings: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / "synthetic").rename(run / "withheld")
+    path = run / "release-check.json"
+    path.write_text(path.read_text().replace('"not decidable"', '"failed"', 1))
+    assert command(monkeypatch, "simulate", settings, "--out", run) == 0
+    told = capsys.readouterr().out.replace("\n", " ")
+    assert f"failed; the synthetic set is in {run / 'withheld'}" in told
+    assert '--release-anyway "REASON"' in told
+    assert not (run / "synthetic").exists()
+    given = ("simulate", settings, "--out", run, "--release-anyway", "phantoms only")
+    assert command(monkeypatch, *given) == 0
+    assert "released it: phantoms only" in capsys.readouterr().out
+    assert (run / "synthetic").exists()
+    assert not (run / "withheld").exists()
+    assert "phantoms only" in (run / "report.html").read_text()
+    assert command(monkeypatch, *given[:-1], "x" * 201) == 4
 
 
 @pytest.mark.parametrize("flag", [("--seed", 2), ("--epsilon", 1), ("--sites", 3)])

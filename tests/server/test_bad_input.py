@@ -55,8 +55,8 @@ def typed(
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     """Two good patients at one site."""
-    for name in ("p1", "p2"):
-        write_patient(tmp_path / "data" / "site-a" / name)
+    for seed, name in enumerate(("p1", "p2")):
+        write_patient(tmp_path / "data" / "site-a" / name, seed=seed)
     return tmp_path / "data"
 
 
@@ -67,7 +67,7 @@ def _lose_t2(patient: Path) -> None:
 def _shift_flair(patient: Path) -> None:
     moved = AFFINE.copy()
     moved[0, 3] += 10
-    spoil(patient, "_flair", small_image(small_labels())[3], moved)
+    spoil(patient, "_flair", small_image(small_labels(), seed=77)[3], moved)
 
 
 def _shrink_t1(patient: Path) -> None:
@@ -118,9 +118,9 @@ def test_one_bad_volume_is_one_line(typed: Typed, data: Path, what: str) -> None
 
 
 def test_all_problems_of_a_data_set_are_told_at_once(typed: Typed, tmp_path: Path) -> None:
-    for name, (spoil_it, _) in SPOILT.items():
+    for seed, (name, (spoil_it, _)) in enumerate(SPOILT.items()):
         patient = tmp_path / "data" / "site-a" / name.replace(" ", "-")
-        write_patient(patient)
+        write_patient(patient, seed=seed)
         spoil_it(patient)
     (tmp_path / "data" / "site-b").mkdir()
     first, *lines = typed.simulate("--data", tmp_path / "data")
@@ -157,8 +157,8 @@ def test_no_data_folder(typed: Typed, tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_csv(typed: Typed, tmp_path: Path, rows: str, wanted: str) -> None:
-    for name in ("p1", "p2"):
-        write_patient(tmp_path / "data" / name)
+    for seed, name in enumerate(("p1", "p2")):
+        write_patient(tmp_path / "data" / name, seed=seed)
     (tmp_path / "data" / "partition.csv").write_text(rows)
     settings = write_settings(tmp_path, '\n[data]\nsites = "partition.csv"\n')
     (line,) = typed.simulate(settings, "--data", tmp_path / "data")
@@ -252,7 +252,7 @@ def chosen(monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
     """The settings that commands came to; nothing is run."""
     found: list[RunConfig] = []
 
-    def simulate(config: RunConfig, out: Path, *, data: Path | None) -> Any:
+    def simulate(config: RunConfig, out: Path, **_: object) -> Any:
         found.append(config)
         return medsynth_server.simulate.Finished(folder=out, report=out)  # type: ignore[arg-type]
 

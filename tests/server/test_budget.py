@@ -3,6 +3,7 @@
 import pytest
 
 from medsynth_common.errors import BadInput
+from medsynth_common.learning.dice import SCORES_CLIP
 from medsynth_common.privacy.accountant import guarantee
 from medsynth_common.privacy.mechanism import Gaussian, Unprotected
 from medsynth_server.budget import check_budget, plan_budget
@@ -59,6 +60,19 @@ def test_the_paired_loss_is_charged_when_it_is_on() -> None:
     paired = plan_budget(config, public_model()).mechanisms["paired"]
     assert paired.protected
     assert paired.steps == 2 * 2
+
+
+def test_metrics_cost_nothing_unless_they_are_asked_for() -> None:
+    asked = tiny_config({"metrics": {"enabled": True}})
+    budget = plan_budget(asked, public_model())
+    assert budget.mechanisms.keys() == MECHANISMS | {"metrics"}
+    assert budget.mechanisms["metrics"].clip == SCORES_CLIP
+    found = guarantee(
+        [one for one in budget.mechanisms.values() if isinstance(one, Gaussian)], delta=1e-3
+    )
+    assert 0.95 * 8.0 < found.epsilon <= 8.0
+    with pytest.raises(BadInput, match="segment is not enabled"):
+        tiny_config({"metrics": {"enabled": True}, "segment": {"enabled": False}})
 
 
 @pytest.mark.parametrize("stage", ["moments", "segment", "adversarial"])

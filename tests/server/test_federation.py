@@ -15,7 +15,7 @@ from medsynth_common.plan import RoundPlan, SegmentSettings, Stage
 from medsynth_common.update import SiteUpdate, UpdateHeader
 from medsynth_common.wire.records import plan_from_records, update_to_records
 from medsynth_server.checkpoint import Checkpoint
-from medsynth_server.federation import Federation, NoAnswer
+from medsynth_server.federation import Federation, NoAnswer, Stopped
 from medsynth_server.flower import error_reply, reply, start_identity
 from medsynth_server.model import Model
 from medsynth_server.progress import LineProgress
@@ -269,6 +269,70 @@ def test_one_spent_budget_does_not_end_the_stage(bench: Bench) -> None:
 def test_spent_budgets_beside_broken_sites_are_no_early_end(bench: Bench) -> None:
     with pytest.raises(NoAnswer):
         bench.run({"site-a": failing("BudgetExhausted"), "site-b": failing("TimedOut")})
+
+
+def sometimes(*outcomes: str) -> Callable[[Message, RoundPlan], Message]:
+    """A site that fails by these names in turn, and then answers."""
+    left = list(outcomes)
+
+    def say(question: Message, plan: RoundPlan) -> Message:
+        return error_reply(left.pop(0), question) if left else good(question, plan)
+
+    return say
+
+
+def with_quorum(bench: Bench, sites: Sites, *, repeats: int = 2) -> list[RoundPlan]:
+    """Train with a quorum of two; what was asked, in order."""
+    federation = replace(bench.federation(sites), quorum=2, repeats=repeats)
+    try:
+        federation.run(Model(networks=tiny_config().networks, tensors=START))
+    finally:
+        assert isinstance(federation.grid, Grid)
+    return federation.grid.asked
+
+
+def test_a_round_without_a_quorum_is_asked_again_of_those_who_are_missing(bench: Bench) -> None:
+    asked = with_quorum(bench, {"site-a": good, "site-b": sometimes("TimedOut", "NodeLost")})
+    assert [plan.header.site for plan in asked] == ["site-a", "site-b", "site-b", "site-b"]
+    assert len({plan.digest() for plan in asked if plan.header.site == "site-b"}) == 1
+    (event,) = bench.rounds
+    assert event.sites == ("site-a", "site-b")
+    assert event.refused == {}
+    assert event.bytes_up == 2 * 7 * 4
+    assert event.bytes_down == 4 * 7 * 4
+    assert event.told["site-a"].epsilon == 0.5
+
+
+def test_a_round_that_never_has_a_quorum_ends_the_run(bench: Bench) -> None:
+    with pytest.raises(NoAnswer, match=r"1 of 2 .*\(site-b: TimedOut\); 2 are needed") as told:
+        with_quorum(bench, {"site-a": good, "site-b": failing("TimedOut")}, repeats=1)
+    assert told.value.exit_code == 3
+    assert bench.rounds == []
+
+
+def test_budgets_that_leave_no_quorum_end_the_stage_and_nobody_is_asked_again(
+    bench: Bench,
+) -> None:
+    asked = with_quorum(bench, {"site-a": good, "site-b": failing("BudgetExhausted")})
+    assert len(asked) == 2
+    (note,) = bench.notes
+    assert "budget" in note
+
+
+def test_answers_are_combined_in_the_order_of_names_whoever_was_first(bench: Bench) -> None:
+    with_quorum(bench, {"site-a": sometimes("TimedOut"), "site-b": good})
+    assert bench.rounds[0].sites == ("site-a", "site-b")
+
+
+def test_a_run_that_is_asked_to_stop_ends_after_its_round_and_goes_on_later(bench: Bench) -> None:
+    sites = {"site-a": good, "site-b": good}
+    start = Model(networks=tiny_config().networks, tensors=START)
+    stopping = replace(bench.federation(sites, rounds=3), stopping=lambda: True)
+    with pytest.raises(Stopped, match="segment round 1"):
+        stopping.run(start)
+    assert [event.round for event in bench.rounds] == [1]
+    found = bench.run(sites, rounds=3)
+    torch.testing.assert_close(found["segmenter.w"], START["segmenter.w"] + 3)
 
 
 class Crash(Exception):

@@ -1,5 +1,6 @@
-"""Which inner names of Flower `flower.py` needs, and what they must do: mend that file."""
+"""Which inner names of Flower the package `flower` needs, and what they must do: mend that."""
 
+import ast
 import importlib.metadata
 import logging
 import os
@@ -18,6 +19,7 @@ from flwr.app import ConfigRecord, MessageType, RecordDict
 from flwr.serverapp.strategy import FedAdam
 
 from medsynth_common.command_line import QUIET
+from medsynth_common.errors import MedsynthError
 from medsynth_server.flower import (
     error_reply,
     give_message_id,
@@ -27,11 +29,30 @@ from medsynth_server.flower import (
 )
 
 ROOT = Path(__file__).resolve().parents[2]
-#: Every import of `flower.py` that is not of Flower's public modules.
+#: Every import of `flower/` that is not of Flower's public modules.
 PRIVATE = {
-    "flwr.common.constant": {"SUPERLINK_NODE_ID", "ErrorCode"},
+    "flwr.app.message": {"remove_content_from_message"},
+    "flwr.common.constant": {
+        *("SUPERLINK_NODE_ID", "ErrorCode", "Status", "NOOP_ACCOUNT_NAME", "NOOP_FLWR_AID"),
+        *("HEARTBEAT_DEFAULT_INTERVAL", "HEARTBEAT_PATIENCE"),
+    },
+    "flwr.server.superlink.linkstate": {"LinkStateFactory"},
+    "flwr.supercore.constant": {"FLEET_HTTP_PUBLIC_KEY_HEADER", "NOOP_FEDERATION_ID", "TaskType"},
+    "flwr.supercore.error": {"http_error_translator"},
+    "flwr.supercore.inflatable.inflatable_object": {
+        *("get_all_nested_objects", "get_object_tree", "iterate_object_tree"),
+        "no_object_id_recompute",
+    },
+    "flwr.supercore.inflatable.inflatable_utils": {"inflate_object_from_contents"},
+    "flwr.supercore.object_store": {"NoObjectInStoreError", "ObjectStoreFactory"},
+    "flwr.supercore.primitives.asymmetric": {"public_key_to_bytes"},
+    "flwr.supercore.protobuf.translation": {"ProtobufTranslationMiddleware"},
+    "flwr.supercore.routers": {"health"},
     "flwr.supercore.run": {"Run"},
     "flwr.supercore.task_identity": {"TaskIdentity"},
+    "flwr.superlink.federation": {"NoOpFederationManager"},
+    "flwr.superlink.routers.fleet.node_auth": {"NodeAuthMiddleware"},
+    "flwr.superlink.routers.fleet.router": {"router"},
 }
 
 
@@ -45,17 +66,17 @@ def test_the_installed_flower_is_the_one_that_is_pinned() -> None:
     assert pinned == f"flwr=={importlib.metadata.version('flwr')}"
 
 
-def test_only_one_file_of_the_server_imports_these_private_names() -> None:
+def test_only_one_package_of_the_server_imports_these_private_names() -> None:
     found: dict[str, set[str]] = {}
     for path in (ROOT / "server").rglob("*.py"):
-        for line in path.read_text().splitlines():
-            words = line.split()
-            if words[:1] == ["from"] and words[1].startswith("flwr."):
-                module = words[1]
-                if module.startswith(("flwr.app", "flwr.serverapp", "flwr.clientapp")):
-                    continue
-                assert path.name == "flower.py"
-                found[module] = {name.strip(",") for name in words[3:]}
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("flwr."):
+                continue
+            module = str(node.module)
+            if module in ("flwr.app", "flwr.serverapp", "flwr.serverapp.strategy"):
+                continue
+            assert path.parent.name == "flower", path
+            found.setdefault(module, set()).update(alias.name for alias in node.names)
     assert found == PRIVATE
 
 
@@ -101,6 +122,36 @@ def test_an_error_reply_carries_the_name_and_nothing_else() -> None:
 @pytest.mark.parametrize("slot", ["current_arrays", "m_t", "v_t"])
 def test_fedadam_keeps_its_memory_under_the_names_that_a_checkpoint_holds(slot: str) -> None:
     assert getattr(FedAdam(), slot) is None
+
+
+def test_a_link_keeps_nodes_and_clears_what_a_dead_process_left(tmp_path: Path) -> None:
+    """What `flower.link` needs of Flower's state, beside what whole rounds show."""
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    from medsynth_server.flower.link import Link
+
+    public = ec.generate_private_key(ec.SECP384R1()).public_key()
+    key = public.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+    first = Link(tmp_path / "link.db")
+    node = first.register(key)
+    assert first.register(key) == node
+    assert not first.nodes()[node].online
+    question = train_message(_content(), node)
+    assert first.ask(question) is None  # it never joined, and so is asked nothing
+    assert first._state.activate_node(node, 30)
+    name = first.ask(train_message(_content(), node))
+    assert name is not None
+    assert first.answer(name) is None
+    assert first.nodes()[node].online
+    # The process dies here; another takes the database over.
+    second = Link(tmp_path / "link.db")
+    assert second.register(key) == node
+    assert second._state.get_message_ins(node, limit=1) == []
+    assert second._run != first._run
+    with pytest.raises(MedsynthError, match="has ended"):
+        first.beat()
+    second.beat()
 
 
 def test_flowers_own_log_stays_quiet() -> None:

@@ -1,13 +1,17 @@
 """The hospitals of a simulation: who trains, who is held out, and what their own files say."""
 
+import json
 import tomllib
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from pydantic import TypeAdapter
 
 from medsynth_common.dataset import PatientFiles, prepare
+from medsynth_common.dataset.source import Source, load_patients
 from medsynth_common.errors import BadConfig, BadData
 from medsynth_server.simulated_sites import (
     SimulatedSite,
@@ -16,6 +20,7 @@ from medsynth_server.simulated_sites import (
     phantom_sites,
     write_site,
 )
+from phantom_patients import bids, patient
 from small_patients import write_patient
 from tiny_run import tiny_config
 
@@ -55,7 +60,8 @@ def test_held_out_phantoms_are_read_on_the_training_grid() -> None:
 
 def _site_of(root: Path, site: str, patients: int) -> None:
     for number in range(patients):
-        write_patient(root / site / f"{site}-{number}", seed=number)
+        seed = zlib.crc32(f"{site}-{number}".encode())  # a patient like no other site's
+        write_patient(root / site / f"{site}-{number}", seed=seed)
 
 
 def test_a_fifth_of_a_sites_real_patients_is_held_out_but_never_of_one_or_two(
@@ -87,6 +93,32 @@ def test_real_patients_are_read_as_the_site_reads_them(tmp_path: Path) -> None:
     np.testing.assert_array_equal(held_out.labels.numpy(), ready.labels)
     assert len(trained) == 1
     assert not torch.equal(trained[0].image, held_out.image)
+
+
+def test_a_bids_folder_becomes_sites_whose_own_files_find_the_same_patients(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for seed in range(3):
+        images = patient(seed)
+        if seed == 1:
+            images["t2"] = images["t2"].clip(max=300)
+        bids(tmp_path / "data", f"sub-{seed}", images)
+    rows = "participant_id\tsite\nsub-0\tnorth\nsub-1\tsouth\nsub-2\tnorth\n"
+    (tmp_path / "data" / "participants.tsv").write_text(rows)
+    config = tiny_config()
+    sites = {site.name: site for site in folder_sites(tmp_path / "data", config)}
+    assert {name: site.source["patients"] for name, site in sites.items()} == {
+        "north": ["sub-0", "sub-2"],
+        "south": ["sub-1"],
+    }
+    (warning,) = [one.message for one in caplog.records if one.levelname == "WARNING"]
+    assert warning.startswith("warning: south/sub-1: t2: got ")
+    assert "wanted an image that is not clipped" in warning
+    source = TypeAdapter(Source).validate_json(json.dumps(sites["north"].source))
+    read = load_patients(source, config.grid, cache=tmp_path / "cache")
+    looked_at = sites["north"].load_trained_on(config, count=2)
+    for one, other in zip(read, looked_at, strict=True):
+        assert torch.equal(one.labels, other.labels)
 
 
 def test_site_names_that_no_record_can_hold_are_all_told(tmp_path: Path) -> None:

@@ -17,14 +17,12 @@ from medsynth_common.learning.moments import (
 from medsynth_common.privacy.patients import poisson_sample, release_mean
 from medsynth_common.style import Style
 from medsynth_common.tensors import under, with_prefix
-
-#: What round 1 and round 2 release.
-MECHANISMS = ("level", "spread")
+from medsynth_common.wire.forms import expected_mechanisms
 
 
 def release_moments(order: Order) -> Outcome:
     """Release this round's moments and turn them into the site's style."""
-    name = MECHANISMS[min(order.plan.round, len(MECHANISMS)) - 1]
+    (name,) = expected_mechanisms(order.plan)
     mechanism = order.mechanism(name)
     prior = Prior.from_tensors(under("prior", order.weights))
     style = Style.from_tensors(under("style", order.weights))

@@ -1,5 +1,7 @@
 """Where the brain is in a skull-stripped volume."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -7,14 +9,16 @@ from scipy import ndimage
 Box = tuple[slice, slice, slice]
 
 
-def brain_mask(image: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Return the brain of skull-stripped contrasts (c, x, y, z) as a mask (x, y, z).
+def brain_mask(image: NDArray[np.float32] | Sequence[NDArray[np.float32]]) -> NDArray[np.bool_]:
+    """Return the brain of skull-stripped contrasts (c, x, y, z), or each (x, y, z), as a mask.
 
     Skull-stripping leaves 0 outside the brain (and interpolation small negative values): the brain
     is the largest connected piece where any contrast is above 0, its holes filled. The mask is
     empty when no voxel is above 0.
     """
-    bright = np.asarray((image > 0).any(axis=0))
+    bright = np.zeros(image[0].shape, dtype=bool)
+    for contrast in image:  # one by one: all at once would take four times the memory
+        bright |= contrast > 0
     mask = np.zeros_like(bright)
     if bright.any():
         box = bounding_box(bright)

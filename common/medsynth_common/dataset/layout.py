@@ -1,273 +1,175 @@
-"""Where patients stand in a folder: sites, patients and the file of each contrast.
+"""Where patients stand in a folder, whatever its layout: sites, patients, a file for each contrast.
 
-Three layouts are known:
+    layout      looks like
+    sites       [sites/]<site>/<patient>/*.nii.gz
+    patients    <patient>/*.nii.gz, or <patient>/<session>/*.nii.gz
+    files       <patient>_t1.nii.gz, <patient>_t2.nii.gz ... in one folder
+    bids        sub-*/[ses-*/]anat/sub-*_T1w.nii.gz ..., masks in derivatives/
+    msd         dataset.json, imagesTr/, labelsTr/ (also nnU-Net's)
 
-    ROOT/[sites/]<site>/<patient>/*.nii.gz      the default
-    ROOT/<patient>/*.nii.gz                     with `sites = "partition.csv"`: columns site,patient
-    ROOT/<patient>/*.nii.gz                     with `one_site_per_patient = true`
-
-Only names are read here; what the files hold is the business of `check`.
+`auto` looks. All but `sites` leave open who is at which site; a CSV says so, or BIDS'
+`participants.tsv`, or `one_site_per_patient`, or a hospital whose own folder it is. Only names are
+read here; what the files hold is the business of `check`.
 """
 
-import csv
-from collections.abc import Mapping
-from dataclasses import dataclass
-from itertools import product
-from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Final, Self
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    PlainSerializer,
-    model_validator,
-)
-
+from medsynth_common.dataset.config import DataConfig
+from medsynth_common.dataset.files import PatientFiles, folders_in, is_volume
+from medsynth_common.dataset.layouts import bids, folders, msd
+from medsynth_common.dataset.layouts.sessions import is_session, joined, split_session
+from medsynth_common.dataset.layouts.tables import partitions_in, read_partition
 from medsynth_common.errors import BadData, Problem
-from medsynth_common.labels import ANATOMY, BRATS_VALUES, CONTRASTS, TUMOUR, Contrast, Tissue
 
-#: What a patient's file is for: a `Contrast`, or one of these two.
-TUMOUR_MAP: Final = "tumour"
-ANATOMY_MAP: Final = "anatomy"
-
-_SUFFIXES: Final = (".nii.gz", ".nii")
-
-
-def _ending(*stems: str) -> tuple[str, ...]:
-    return tuple(f"*{stem}{suffix}" for stem, suffix in product(stems, _SUFFIXES))
-
-
-#: BraTS file names, until 2022 and since 2023.
-_BRATS_CONTRASTS: Final = {
-    Contrast.T1: _ending("_t1", "-t1n"),
-    Contrast.T1GD: _ending("_t1ce", "-t1c"),
-    Contrast.T2: _ending("_t2", "-t2w"),
-    Contrast.FLAIR: _ending("_flair", "-t2f"),
+_LAYOUTS: Final = {
+    "patients": folders.patients,
+    "files": folders.files,
+    "bids": bids.patients,
+    "msd": msd.patients,
 }
-_BRATS_TUMOUR: Final = _ending("_seg", "-seg")
+#: Volumes are looked for so many folders deep.
+_DEPTH: Final = 3
 
 
-def _one_or_many(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else value
-
-
-def _inside_the_folder(globs: tuple[str, ...]) -> tuple[str, ...]:
-    for glob in globs:
-        if not glob or PurePosixPath(glob).is_absolute() or ".." in PurePosixPath(glob).parts:
-            raise ValueError(f"a pattern inside the patient's folder, got {glob!r}")
-    if not globs:
-        raise ValueError("at least one pattern")
-    return globs
-
-
-def _tissue(value: Any) -> Any:
-    if isinstance(value, str):
-        names = {tissue.name.lower(): tissue for tissue in Tissue}
-        if value.lower() not in names:
-            raise ValueError(f"one of {', '.join(names)}, got {value!r}")
-        return names[value.lower()]
-    return value
-
-
-Globs = Annotated[
-    tuple[str, ...], BeforeValidator(_one_or_many), AfterValidator(_inside_the_folder)
-]
-NamedTissue = Annotated[
-    Tissue,
-    BeforeValidator(_tissue),
-    PlainSerializer(lambda tissue: tissue.name.lower(), return_type=str, when_used="json"),
-]
-
-
-class DataConfig(BaseModel):
-    """How a folder of patients is to be read; the defaults read BraTS.
-
-    Attributes:
-        contrasts: a file pattern for each contrast, inside the patient's folder. A list of
-            patterns is tried in order, the first that matches wins; a contrast left out keeps
-            its default.
-        tumour: the pattern(s) of the tumour map.
-        anatomy: the pattern(s) of the anatomy map; without it tissues come from clustering.
-        tumour_values: what the tumour map's values mean, `background` for one to pass over. 0 is
-            always background. A value not named here is a problem of the data.
-        anatomy_values: the same for the anatomy map.
-        sites: a CSV of `site,patient` rows, its path relative to the data folder.
-        one_site_per_patient: every folder is one patient, and a site of its own.
-        allow_no_tumour: a tumour map may be empty (a healthy patient), as long as not all are.
-
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    contrasts: Mapping[Contrast, Globs] = _BRATS_CONTRASTS
-    tumour: Globs = _BRATS_TUMOUR
-    anatomy: Globs | None = None
-    tumour_values: Mapping[int, NamedTissue] = BRATS_VALUES
-    anatomy_values: Mapping[int, NamedTissue] = {int(tissue): tissue for tissue in ANATOMY}
-    sites: Path | None = None
-    one_site_per_patient: bool = False
-    allow_no_tumour: bool = False
-
-    @model_validator(mode="before")
-    @classmethod
-    def _keep_defaults(cls, given: Any) -> Any:
-        if isinstance(given, Mapping) and isinstance(given.get("contrasts"), Mapping):
-            return {**given, "contrasts": {**_BRATS_CONTRASTS, **given["contrasts"]}}
-        return given
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        _check_values("tumour_values", self.tumour_values, (Tissue.BACKGROUND, *TUMOUR))
-        _check_values("anatomy_values", self.anatomy_values, ANATOMY)
-        if self.sites is not None and self.one_site_per_patient:
-            raise ValueError("sites and one_site_per_patient exclude each other, got both")
-        return self
-
-    @property
-    def patterns(self) -> dict[str, tuple[str, ...]]:
-        """The patterns of every file a patient must have, by what the file is for."""
-        maps = {TUMOUR_MAP: self.tumour, ANATOMY_MAP: self.anatomy}
-        wanted = {contrast: self.contrasts[contrast] for contrast in CONTRASTS} | maps
-        return {str(role): globs for role, globs in wanted.items() if globs is not None}
-
-
-def _check_values(name: str, values: Mapping[int, Tissue], allowed: tuple[Tissue, ...]) -> None:
-    for value, tissue in values.items():
-        if tissue not in allowed:
-            names = ", ".join(tissue.name.lower() for tissue in allowed)
-            raise ValueError(f"{name}: {value} must mean one of {names}, got {tissue.name.lower()}")
-    if values.get(0, Tissue.BACKGROUND) is not Tissue.BACKGROUND:
-        raise ValueError(f"{name}: 0 must mean background, got {values[0].name.lower()}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PatientFiles:
-    """The files of one patient, by what each is for; nothing has been read yet.
-
-    Attributes:
-        site: the hospital the patient belongs to.
-        name: the patient's folder name.
-        folder: where the files stand.
-        matches: for each `Contrast`, the tumour map and, where configured, the anatomy map: all
-            files that match its pattern. A good patient has one each; `check` tells the rest.
-
-    """
-
-    site: str
-    name: str
-    folder: Path
-    matches: Mapping[str, tuple[Path, ...]]
-
-    def path(self, role: str) -> Path:
-        """Return the one file for `role`; raise BadData when there is none, or a choice."""
-        found = self.matches[role]
-        if len(found) != 1:
-            value = f"{len(found)} matching files"
-            raise BadData(Problem(name=f"{self}: {role}", value=value, wanted="one"))
-        return found[0]
-
-    def __str__(self) -> str:
-        return f"{self.site}/{self.name}"
-
-
-def find_patients(root: Path, config: DataConfig) -> dict[str, list[PatientFiles]]:
+def find_patients(
+    root: Path, config: DataConfig, *, one_site: str | None = None
+) -> dict[str, list[PatientFiles]]:
     """Find the sites and patients below `root`, both sorted by name.
 
-    What a site or patient lacks is not judged here but by `check_patients`, all at once: a CSV's
-    unknown patient comes back with no files, a site without patients as an empty list.
+    What a site or patient lacks is not judged here but by `check`, all at once: a CSV's unknown
+    patient comes back with no files, a site without patients as an empty list.
+
+    Args:
+        root: the data folder.
+        config: how it is to be read.
+        one_site: the hospital whose own folder this is: all patients are its own, unless the
+            folder says otherwise.
 
     Raises:
-        BadData: there is no such folder, it has no known layout, or the CSV cannot be read.
+        BadData: there is no such folder, its layout is unknown or ambiguous, nothing says which
+            patient is at which site, or a table cannot be read.
 
     """
     if not root.is_dir():
         raise BadData(
             Problem(name=str(root), value="no such folder", wanted="a folder of patients")
         )
-    if config.sites is not None:
-        members = _read_partition(root / config.sites)
-        places = [(site, root / patient) for site, patient in members]
-    elif config.one_site_per_patient:
-        places = [(folder.name, folder) for folder in _folders(root)]
-    else:
-        return _find_site_folders(root / "sites" if (root / "sites").is_dir() else root, config)
-    if not places:
-        raise BadData(Problem(name=str(root), value="no patient", wanted="one folder per patient"))
+    # First, so that a CSV that cannot be read is told as such.
+    rows = None if config.sites is None else read_partition(root / config.sites)
+    layout = detect_layout(root, config)
+    if layout == "sites":
+        return {
+            site: sorted(joined(patients), key=str)
+            for site, patients in folders.sites(root, config).items()
+        }
+    patients = _LAYOUTS[layout](root, config)
+    if not patients or rows == []:
+        wanted = f"patients in the layout {layout}"
+        mend = "files with other names: give their patterns in [data]"
+        raise BadData(Problem(name=str(root), value="no patient", wanted=wanted, mend=mend))
+    if config.one_site_per_patient:
+        rows = [(split_session(files.name)[0], files.name) for files in patients]
+    elif rows is None:
+        rows = _found_rows(root, layout)
+    if rows is None and one_site is not None:
+        rows = [(one_site, files.name) for files in patients]
     sites: dict[str, list[PatientFiles]] = {}
-    for site, folder in sorted(places):
-        sites.setdefault(site, []).append(_match(site, folder, config))
+    for files in sorted(joined(_dealt(root, patients, rows)), key=str):
+        sites.setdefault(files.site, []).append(files)
     return sites
 
 
-def _find_site_folders(root: Path, config: DataConfig) -> dict[str, list[PatientFiles]]:
-    folders = _folders(root)
-    flat = [folder for folder in folders if _holds_volumes(folder) and not _folders(folder)]
-    if not folders or len(flat) == len(folders):
-        value = "no site folder" if not folders else f"volumes directly in {flat[0].name}/"
-        mend = 'name a CSV with sites = "FILE", or set one_site_per_patient = true' if flat else ""
-        wanted = "<site>/<patient>/ folders"
+def detect_layout(root: Path, config: DataConfig) -> str:
+    """Return the layout that the config names, or the one that the folder has.
+
+    Raises:
+        BadData: it has none, or could have several.
+
+    """
+    if config.layout == "sites" and config.one_site_per_patient:
+        return "patients"  # one site's folder out of such a data set
+    if config.layout != "auto":
+        return config.layout
+    told = config.sites is not None or config.one_site_per_patient
+    known = [name for name, one in (("bids", bids), ("msd", msd)) if one.looks_like(root)]
+    found = known or _folder_layouts(root, sites_are_told=told)
+    if not found:
+        value, mend = _instead(root)
+        wanted = "NIfTI volumes in one of the layouts sites, patients, files, bids or msd"
         raise BadData(Problem(name=str(root), value=value, wanted=wanted, mend=mend))
-    return {
-        site.name: [_match(site.name, patient, config) for patient in _folders(site)]
-        for site in folders
-    }
+    if len(found) > 1:
+        value = f"a folder that could have the layouts {' and '.join(found)}"
+        mend = f'name one: layout = "{found[0]}" in [data], or --layout {found[0]}'
+        raise BadData(Problem(name=str(root), value=value, wanted="one layout", mend=mend))
+    return found[0]
 
 
-def _match(site: str, folder: Path, config: DataConfig) -> PatientFiles:
-    matches = {role: _first_match(folder, globs) for role, globs in config.patterns.items()}
-    return PatientFiles(site=site, name=folder.name, folder=folder, matches=matches)
+def _folder_layouts(root: Path, *, sites_are_told: bool) -> list[str]:
+    if (root / "sites").is_dir() and not sites_are_told:
+        return ["sites"]
+    loose = ["files"] if any(map(is_volume, root.iterdir())) else []
+    depths = {folder: _depth(folder) for folder in folders_in(root)}
+    held = {depth for depth in depths.values() if depth is not None}
+    if not held:
+        return loose
+    if sites_are_told or held == {1}:
+        return ["patients", *loose]
+    if 1 in held:
+        return ["sites", "patients", *loose]
+    below = [name for folder in depths for name in folders_in(folder)]
+    sessions = all(is_session(folder.name) for folder in below)
+    return ["patients" if sessions else "sites", *loose]
 
 
-def _first_match(folder: Path, globs: tuple[str, ...]) -> tuple[Path, ...]:
-    found = (tuple(sorted(folder.glob(glob))) for glob in globs)
-    return next((paths for paths in found if paths), ())
+def _depth(folder: Path, limit: int = _DEPTH) -> int | None:
+    """Return how many folders deep the first volume stands; 1 for in this one."""
+    if any(map(is_volume, folder.iterdir())):
+        return 1
+    if limit == 1:
+        return None
+    below = [depth for inner in folders_in(folder) if (depth := _depth(inner, limit - 1))]
+    return 1 + min(below) if below else None
 
 
-def _folders(parent: Path) -> list[Path]:
-    return sorted(
-        entry for entry in parent.iterdir() if entry.is_dir() and not entry.name.startswith(".")
-    )
+def _instead(root: Path) -> tuple[str, str]:
+    """Say what a folder without NIfTI holds, and what to do with it."""
+    for pattern, kind in (("*.dcm", "DICOM"), ("*.mgz", "FreeSurfer"), ("*.mha", "MetaImage")):
+        if next(root.rglob(pattern), None) is not None:
+            tool = {"DICOM": "dcm2niix -z y -f %i_%p -o OUT DIR", "FreeSurfer": "mri_convert"}
+            return f"{kind} files", f"convert them: {tool.get(kind, 'with ITK or 3D Slicer')}"
+    return "no NIfTI volume", ""
 
 
-def _holds_volumes(folder: Path) -> bool:
-    return any(entry.name.endswith(_SUFFIXES) for entry in folder.iterdir())
+def _found_rows(root: Path, layout: str) -> list[tuple[str, str]] | None:
+    """Return the (site, patient) rows of the data folder's own table; None when it has none."""
+    found = partitions_in(root)
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        mend = f'name it: sites = "{found[0].name}" in [data]'
+        raise BadData(Problem(name=str(root), value=names, wanted="one CSV of sites", mend=mend))
+    if found:
+        return read_partition(found[0])
+    return bids.sites(root) if layout == "bids" else None
 
 
-def _read_partition(path: Path) -> list[tuple[str, str]]:
-    """Read the (site, patient) rows of a CSV; tell every unusable row at once."""
-    try:
-        # utf-8-sig: spreadsheets put a byte-order mark before the first column's name.
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            table = csv.DictReader(stream, skipinitialspace=True)
-            rows = list(table)
-            columns = [name or "" for name in table.fieldnames or ()]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        value = f"unreadable ({type(error).__name__})"
-        raise BadData(Problem(name=str(path), value=value, wanted="a UTF-8 CSV file")) from error
-    problems = [
-        Problem(
-            name=str(path),
-            value=f"columns {', '.join(columns) or 'none'}",
-            wanted=f"a column {name}",
+def _dealt(
+    root: Path, patients: Sequence[PatientFiles], rows: Sequence[tuple[str, str]] | None
+) -> list[PatientFiles]:
+    """Give every patient the site that the (site, patient) rows say."""
+    if rows is None:
+        value = f"patients of no site: {patients[0].name} and others"
+        mend = (
+            'name a CSV with sites = "FILE", or set one_site_per_patient = true in [data], or put '
+            "the patients in a folder of their hospital"
         )
-        for name in ("site", "patient")
-        if name not in columns
-    ]
-    if problems:
-        raise BadData(problems)
-    members = [((row["site"] or "").strip(), (row["patient"] or "").strip()) for row in rows]
-    # A name is one folder name, so that no row points outside the data folder.
-    problems = [
-        Problem(name=f"{path}: row {row}", value=repr(f"{site},{patient}"), wanted="site,patient")
-        for row, (site, patient) in enumerate(members, start=2)
-        if not (_is_folder_name(site) and _is_folder_name(patient))
-    ]
-    if problems:
-        raise BadData(problems)
-    return members
-
-
-def _is_folder_name(name: str) -> bool:
-    return Path(name).name == name and name not in ("", "..")
+        wanted = "to know which patient is at which site"
+        raise BadData(Problem(name=str(root), value=value, wanted=wanted, mend=mend))
+    by_name = {files.name: files for files in patients}
+    dealt = []
+    for site, name in rows:
+        unknown = PatientFiles(site=site, name=name, folder=root / name, matches={})
+        dealt.append(replace(by_name.get(name, unknown), site=site))
+    return dealt

@@ -2,18 +2,23 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medsynth_common.dataset.brain import bounding_box, brain_mask
 from medsynth_common.dataset.clustering import tissue_clusters
+from medsynth_common.dataset.config import DataConfig
+from medsynth_common.dataset.files import ANATOMY_MAP, TUMOUR_MAP, PatientFiles
 from medsynth_common.dataset.frame import Frame, Shape, fit_frame
-from medsynth_common.dataset.layout import ANATOMY_MAP, TUMOUR_MAP, DataConfig, PatientFiles
 from medsynth_common.errors import BadData, Problem
 from medsynth_common.intensity import normalise
 from medsynth_common.labels import CONTRASTS, Tissue
-from medsynth_common.volumes import read_volume
+
+#: Which way of preparing this is. Count it up when the same files come out otherwise than before:
+#: what was cached is then prepared anew.
+PREPARATION: Final = 1
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -69,11 +74,11 @@ def to_tissue(data: NDArray[np.float32], values: Mapping[int, Tissue]) -> NDArra
 
 
 def _read(files: PatientFiles, config: DataConfig) -> _Scan:
-    volumes = {role: read_volume(files.path(role)) for role in config.patterns}
+    volumes = files.read()
     if len({volume.data.shape for volume in volumes.values()}) > 1:
         raise BadData(Problem(name=str(files), value="grids that differ", wanted="one grid"))
-    image = np.stack([volumes[contrast].data for contrast in CONTRASTS]).clip(min=0)
-    brain = brain_mask(image)
+    contrasts = [volumes[contrast].data for contrast in CONTRASTS]
+    brain = brain_mask(contrasts)
     if not brain.any():
         raise BadData(Problem(name=str(files), value="no voxel above 0", wanted="a brain"))
     box = bounding_box(brain)
@@ -82,9 +87,9 @@ def _read(files: PatientFiles, config: DataConfig) -> _Scan:
     affine = first.affine.copy()
     affine[:3, 3] = (first.affine @ [*(axis.start for axis in box), 1.0])[:3]
     return _Scan(
-        image=image[(slice(None), *box)],
+        image=np.stack([contrast[box].clip(min=0) for contrast in contrasts]),
         brain=brain[box],
-        tumour=to_tissue(volumes[TUMOUR_MAP].data[box], config.tumour_values),
+        tumour=to_tissue(volumes[TUMOUR_MAP].data[box], files.tumour_values),
         anatomy=None if anatomy is None else to_tissue(anatomy.data[box], config.anatomy_values),
         affine=affine,
         spacing=first.spacing,

@@ -95,6 +95,16 @@ def spoken(raw: bytes) -> str:
 
 def read_private(path: Path) -> bytes:
     """Read a private PEM file. Raises `BadConfig` when others may read it, or it is none."""
+    content = read_owned(path)
+    try:
+        serialization.load_pem_private_key(content, None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise _no_key(path, "no PEM") from error
+    return content
+
+
+def read_owned(path: Path) -> bytes:
+    """Read a file that its owner alone may read. Raises `BadConfig` when others may."""
     try:
         mode = path.stat().st_mode
         content = path.read_bytes()
@@ -108,10 +118,6 @@ def read_private(path: Path) -> bytes:
             mend=f"chmod 600 {path}; if others may have read it, make a new key",
         )
         raise BadConfig(problem)
-    try:
-        serialization.load_pem_private_key(content, None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise _no_key(path, "no PEM") from error
     return content
 
 

@@ -16,11 +16,11 @@ from medsynth_common.phantom.anatomy import Brain, Bulge, Labels
 from medsynth_common.phantom.fields import Axes, Field, Floats, Triple
 
 #: How far oedema goes in each tissue, relative to white matter: U-fibres and cortex hold it back.
-_OEDEMA_REACH: Final = {Tissue.WHITE: 1.0, Tissue.DEEP_GREY: 0.45, Tissue.GREY: 0.30}
+OEDEMA_REACH: Final = {Tissue.WHITE: 1.0, Tissue.DEEP_GREY: 0.45, Tissue.GREY: 0.30}
 #: What a solid tumour may replace; sulcal fluid too, which a mass squeezes away.
-_INVADED: Final = (Tissue.WHITE, Tissue.GREY, Tissue.DEEP_GREY, Tissue.CSF, *TUMOUR)
+INVADED: Final = (Tissue.WHITE, Tissue.GREY, Tissue.DEEP_GREY, Tissue.CSF, *TUMOUR)
 #: Fluid this close (mm) under the surface is the skin of the brain and stays.
-_SKIN: Final = 2.5
+SKIN: Final = 2.5
 #: Relative frequency of 0, 1, 2 and 3 tumours.
 _COUNTS: Final = (0.12, 0.70, 0.13, 0.05)
 
@@ -118,13 +118,13 @@ class Lesion:
         return surface
 
     def _solid(self, surface: Floats, labels: Labels, depth: Floats) -> np.ndarray:
-        allowed = np.isin(labels, _INVADED) & ((labels != Tissue.CSF) | (depth > _SKIN))
-        return _largest((surface < 0) & allowed)
+        allowed = np.isin(labels, INVADED) & ((labels != Tissue.CSF) | (depth > SKIN))
+        return largest((surface < 0) & allowed)
 
     def _oedema(self, surface: Floats, solid: np.ndarray, labels: Labels, axes: Axes) -> np.ndarray:
         """Oedema is what is reached from the solid part through tissue that lets it spread."""
         ease = np.zeros(labels.max() + 1, dtype=np.float32)
-        for tissue, share in _OEDEMA_REACH.items():
+        for tissue, share in OEDEMA_REACH.items():
             if tissue < len(ease):
                 ease[tissue] = share
         reach = np.float32(self.oedema) * ease[labels]
@@ -146,7 +146,7 @@ def _wall_off(labels: Labels) -> None:
     labels[exposed] = Tissue.ENHANCING
 
 
-def _largest(mask: np.ndarray) -> np.ndarray:
+def largest(mask: np.ndarray) -> np.ndarray:
     """Keep the largest connected piece."""
     pieces, found = ndimage.label(mask)
     if found < 2:

@@ -1,24 +1,68 @@
-"""The forms of plans and answers: which tensors a stage sends and takes, of which type and shape.
+"""The forms of plans and answers: which tensors a stage sends and takes, of which type and shape,
+and which mechanisms it spends.
 
 Both sides check against this one table: a site before it charges a plan and before anything
 leaves, the coordinator before anything is used.
 """
 
 from collections.abc import Mapping
+from functools import lru_cache
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 
+from medsynth_common.errors import BadMessage, Problem
 from medsynth_common.labels import CONTRASTS, TISSUES
+from medsynth_common.learning.dice import SCORES
 from medsynth_common.learning.features import FeatureScale
 from medsynth_common.learning.moments import Prior
 from medsynth_common.networks import Generator, NetworkSettings, build_critic, build_segmenter
-from medsynth_common.plan import PlanHeader, RoundPlan, Stage
+from medsynth_common.plan import (
+    AdversarialSettings,
+    MetricsSettings,
+    MomentsSettings,
+    PlanHeader,
+    RoundPlan,
+    SegmentSettings,
+    Stage,
+)
 from medsynth_common.style import TABLE, Style
 from medsynth_common.tensors import under, with_prefix
+from medsynth_common.update import check_tensors
 
 #: Texture statistics are of two scales in every tissue but air.
 _TEXTURES = 2 * (len(TISSUES) - 1) * len(CONTRASTS)
+#: What the rounds of stage moments release; later ones repeat the last.
+MOMENTS: Final = ("level", "spread")
+
+
+def check_plan_form(plan: RoundPlan) -> None:
+    """Check a plan's mechanisms and weights before anything is charged for it.
+
+    Raises:
+        BadMessage: with the first problems found.
+
+    """
+    found = [mechanism.name for mechanism in plan.header.mechanisms]
+    wanted = expected_mechanisms(plan.header)
+    if found != wanted:
+        name = f"plan: mechanisms of {plan.header.stage} round {plan.header.round}"
+        raise BadMessage(Problem(name=name, value=str(found), wanted=str(wanted)))
+    check_tensors(plan.weights, expected_plan(plan.header))
+
+
+def expected_mechanisms(header: PlanHeader) -> list[str]:
+    """Name the mechanisms that the work of this plan spends, in order."""
+    match header.settings:
+        case MomentsSettings():
+            return [MOMENTS[min(header.round, len(MOMENTS)) - 1]]
+        case SegmentSettings():
+            return ["segmenter"]
+        case AdversarialSettings(paired_weight=paired):
+            return ["critic", "paired"] if paired else ["critic"]
+        case MetricsSettings():
+            return ["metrics"]
 
 
 def expected_plan(header: PlanHeader) -> dict[str, Tensor]:
@@ -27,8 +71,8 @@ def expected_plan(header: PlanHeader) -> dict[str, Tensor]:
     match header.stage:
         case Stage.MOMENTS:
             return style | with_prefix("prior", _prior().tensors())
-        case Stage.SEGMENT:
-            return _form("segmenter", header.networks)
+        case Stage.SEGMENT | Stage.METRICS:
+            return dict(_form("segmenter", header.networks))
         case Stage.ADVERSARIAL:
             networks = [_form(part, header.networks) for part in _BUILDERS]
             features = with_prefix("features", _features(header.networks).tensors())
@@ -57,6 +101,8 @@ def _own(stage: Stage) -> Mapping[str, Tensor]:
             return style
         case Stage.ADVERSARIAL:
             return {"style.code": style["style.code"]}
+        case Stage.METRICS:
+            return {"metrics.scores": torch.zeros(SCORES)}
         case _:
             return {}
 
@@ -64,7 +110,8 @@ def _own(stage: Stage) -> Mapping[str, Tensor]:
 _BUILDERS = {"generator": Generator, "segmenter": build_segmenter, "critic": build_critic}
 
 
-def _form(part: str, networks: NetworkSettings) -> dict[str, Tensor]:
+@lru_cache(maxsize=16)  # every plan is checked against them, also those that are refused
+def _form(part: str, networks: NetworkSettings) -> Mapping[str, Tensor]:
     with torch.device("meta"):  # shapes alone: nothing is allocated
         module: nn.Module = _BUILDERS[part](networks)
     return with_prefix(part, module.state_dict())

@@ -24,7 +24,14 @@ import grpc
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from medsynth_common.errors import BadMessage, MedsynthError, Problem, StorageFailed, TimedOut
+from medsynth_common.errors import (
+    BadMessage,
+    Problem,
+    StorageFailed,
+    TimedOut,
+    TrainerDied,
+)
+from medsynth_common.update import SiteUpdate
 from medsynth_common.wire.parts import plan_parts, update_from_parts
 from medsynth_common.wire.records import plan_from_records, update_to_records
 from medsynth_common.wire.trainer_rpc import TrainerClient
@@ -46,10 +53,6 @@ _START_SECONDS = 120.0
 _LOOK_SECONDS = 1.0
 _STOP_SECONDS = 10.0
 _FIRST_NODE = 1000
-
-
-class TrainerDied(MedsynthError):
-    """A trainer process ended while it was working; its log tells why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +99,8 @@ class Worker:
             try:
                 client = self._running()
                 answer = update_from_parts(client.carry(plan_parts(plan), timeout=timeout))
+                if isinstance(answer, SiteUpdate):
+                    return reply(update_to_records(answer), message)
             except grpc.RpcError as error:
                 code = error.code()
                 self.stop()
@@ -109,11 +114,9 @@ class Worker:
                 log.warning("trainer %s sent no usable update: %s", self.name, error)
                 return error_reply(BadMessage.__name__, message)
             else:
-                if isinstance(answer, str) and answer in _STORAGE:
+                if answer in _STORAGE:
                     raise StorageFailed(str(self._no_room(plan.header.site)))
-                if isinstance(answer, str):
-                    return error_reply(answer, message)
-                return reply(update_to_records(answer), message)
+                return error_reply(answer, message)
         return error_reply(TrainerDied.__name__, message)
 
     def stop(self) -> None:

@@ -8,6 +8,7 @@ from medsynth_server.report.sections.appendix import glossary, settings, version
 from medsynth_server.report.sections.intensities import intensities
 from medsynth_server.report.sections.learning import learning
 from medsynth_server.report.sections.privacy import privacy
+from medsynth_server.report.sections.release import release
 from medsynth_server.report.sections.samples import samples
 from medsynth_server.report.sections.summary import summary
 from medsynth_server.report.sections.trust import trust
@@ -18,6 +19,7 @@ SECTIONS: Final[tuple[MakeSection, ...]] = (
     samples,
     accuracy,
     privacy,
+    release,
     intensities,
     learning,
     settings,

@@ -31,7 +31,8 @@ from medsynth_server.report.palette import (
     LineStyle,
 )
 
-_STYLE: Final[dict[Any, Any]] = {
+#: What all charts of the report share.
+STYLE: Final[dict[Any, Any]] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "text.color": INK,
@@ -56,7 +57,7 @@ _STYLE: Final[dict[Any, Any]] = {
     "svg.fonttype": "path",
     "svg.hashsalt": "medsynth",  # the same record gives the same bytes
 }
-_WIDTH: Final = 10.4  # inches; the page scales it
+WIDTH: Final = 10.4  # inches; the page scales it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +94,8 @@ def curves(drawn: Sequence[Curve]) -> str:
     losses = list(dict.fromkeys(curve.loss for curve in drawn))
     columns = min(len(losses), 3)
     rows = -(-len(losses) // columns)
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH, 2.1 * rows + 0.3), layout="constrained")
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 2.1 * rows + 0.3), layout="constrained")
         panels = figure.subplots(rows, columns, squeeze=False).ravel()
         for panel in panels[len(losses) :]:
             panel.set_visible(False)
@@ -107,7 +108,7 @@ def curves(drawn: Sequence[Curve]) -> str:
                 if curve.loss == loss:
                     _draw_curve(panel, curve)
         _legend(figure, [curve.look for curve in drawn])
-        return _source(figure)
+        return source(figure)
 
 
 def _draw_curve(panel: Axes, curve: Curve) -> None:
@@ -126,8 +127,8 @@ def _draw_curve(panel: Axes, curve: Curve) -> None:
 def dice(rows: Sequence[DiceRow]) -> str:
     """Draw one panel a region, one line a model: mean Dice with an SD bar."""
     heights = np.arange(len(rows))[::-1]
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH, 0.36 * len(rows) + 0.9), layout="constrained")
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 0.36 * len(rows) + 0.9), layout="constrained")
         panels = figure.subplots(1, len(Region), sharey=True)
         for panel, region in zip(panels, Region, strict=True):
             panel.set_title(region.value.capitalize())
@@ -141,7 +142,7 @@ def dice(rows: Sequence[DiceRow]) -> str:
                 _draw_score(panel, float(height), row, region)
         for label, row in zip(panels[0].get_yticklabels(), rows, strict=True):
             label.set_color(row.look.colour)
-        return _source(figure)
+        return source(figure)
 
 
 def _draw_score(panel: Axes, height: float, row: DiceRow, region: Region) -> None:
@@ -164,8 +165,8 @@ def ridges(arms: Sequence[tuple[Look, Sequence[IntensityEvent]]], *, real_word: 
     told = [histogram for _, histograms in arms for histogram in histograms]
     tissues = [t for t in TISSUES if any(h.tissue == t for h in told)]
     contrasts = [c for c in CONTRASTS if any(h.contrast == c for h in told)]
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH, 0.42 * len(tissues) + 1.1), layout="constrained")
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 0.42 * len(tissues) + 1.1), layout="constrained")
         panels = figure.subplots(1, len(contrasts), sharey=True, squeeze=False)[0]
         for panel, contrast in zip(panels, contrasts, strict=True):
             panel.set_title(CONTRAST_WORD[contrast])
@@ -179,7 +180,7 @@ def ridges(arms: Sequence[tuple[Look, Sequence[IntensityEvent]]], *, real_word: 
                 _draw_ridge(panel, arms, contrast, tissue, float(base))
         real = Patch(facecolor="#b9c3cd", edgecolor=QUIET, linewidth=0.5, label=real_word)
         _legend(figure, [look for look, _ in arms], real)
-        return _source(figure)
+        return source(figure)
 
 
 def _draw_ridge(
@@ -235,7 +236,8 @@ def _legend(figure: Figure, looks: Sequence[Look], *more: Artist) -> None:
     figure.legend(handles=handles, loc="outside upper right", ncols=len(handles))
 
 
-def _source(figure: Figure) -> str:
+def source(figure: Figure) -> str:
+    """Turn a figure into an image source that holds all of it."""
     stream = io.BytesIO()
     figure.savefig(stream, format="svg", metadata={"Date": None})
     return "data:image/svg+xml;base64," + b64encode(stream.getvalue()).decode()

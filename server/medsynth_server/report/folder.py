@@ -13,6 +13,8 @@ from safetensors import SafetensorError, safe_open
 
 from medsynth_common.errors import BadConfig, BadData, Problem
 from medsynth_common.labels import CONTRASTS, TISSUES
+from medsynth_common.release_check import ReleaseCheck
+from medsynth_common.release_check.result import read_release_check
 from medsynth_server.record import (
     Arm,
     EvaluationEvent,
@@ -98,6 +100,7 @@ class RunFolder:
     privacy: PrivacyStatement | None
     samples: Samples | None
     settings: Mapping[str, Any] | None
+    release: ReleaseCheck | None
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -119,6 +122,7 @@ class RunFolder:
             privacy=read_privacy(path / "privacy.json"),
             samples=_read_samples(path / "samples.safetensors"),
             settings=_read_settings(path / "config.toml"),
+            release=read_release_check(path / "release-check.json"),
         )
 
     @property

@@ -52,6 +52,7 @@ STAGE_WORD: Final = {
     Stage.MOMENTS: "Matching tissue intensities (moments)",
     Stage.SEGMENT: "Training the segmenter",
     Stage.ADVERSARIAL: "Training the generator (adversarial)",
+    Stage.METRICS: "Measuring at the hospitals, with noise (metrics)",
 }
 
 

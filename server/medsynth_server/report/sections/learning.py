@@ -23,6 +23,7 @@ class Effort:
     bytes_up: int
     bytes_down: int
     last_losses: tuple[tuple[str, float | None], ...]
+    site_metrics: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +72,7 @@ def _look(folder: RunFolder, arm: Arm, stage: Stage) -> ArmLook:
 
 
 def _effort(rounds: list[RoundEvent], look: ArmLook) -> Effort:
+    last = max(rounds, key=lambda event: event.round)
     return Effort(
         look=look,
         rounds=len(rounds),
@@ -79,7 +81,8 @@ def _effort(rounds: list[RoundEvent], look: ArmLook) -> Effort:
         refusals=sum(len(event.refused) for event in rounds),
         bytes_up=sum(event.bytes_up for event in rounds),
         bytes_down=sum(event.bytes_down for event in rounds),
-        last_losses=tuple(max(rounds, key=lambda event: event.round).losses.items()),
+        last_losses=tuple(last.losses.items()),
+        site_metrics=tuple((name, metric.words) for name, metric in last.site_metrics.items()),
     )
 
 

@@ -22,6 +22,7 @@ _STAGE_WORD: Final = {
     Stage.MOMENTS: "matching tissue intensities",
     Stage.SEGMENT: "training the segmenter",
     Stage.ADVERSARIAL: "training the generator",
+    Stage.METRICS: "measuring at the hospitals, with noise",
 }
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from medsynth_common.release_check import Verdict
 from medsynth_server.record import FEDERATED, SYNTHETIC_ONLY, Arm
 from medsynth_server.report.folder import RunFolder
 from medsynth_server.report.scores import Comparison, compare
@@ -27,6 +28,7 @@ def trust(folder: RunFolder) -> Section:
     checks = [
         *_privacy(folder),
         *_noise(folder),
+        *_released(folder),
         *_comparison_arm(folder),
         *_learning(folder),
         *_answers(folder),
@@ -80,6 +82,38 @@ def _noise(folder: RunFolder) -> Iterator[Check]:
             text="The simulation was seeded, so that it can be repeated. Whoever knows the seed "
             "can replay the privacy noise and take it off again. Do not publish models or images "
             "of a seeded run that real patients took part in.",
+        )
+
+
+def _released(folder: RunFolder) -> Iterator[Check]:
+    check = folder.release
+    if check is None:
+        return
+    against = " ".join(check.reasons)
+    if check.verdict is Verdict.PASSED:
+        yield Check(
+            verdict="good",
+            title="The synthetic set passed its release check",
+            text="No copy of a patient was found in it, and two attacks could not tell from it who "
+            "was trained on. Other attacks may.",
+        )
+    elif check.override is not None:
+        yield Check(
+            verdict="bad",
+            title="The synthetic set did not pass its release check and was released anyway",
+            text=f"{against} {check.override.who} released it: {check.override.reason}",
+        )
+    elif check.verdict is Verdict.FAILED:
+        yield Check(
+            verdict="bad",
+            title="The synthetic set was withheld",
+            text=against,
+        )
+    else:
+        yield Check(
+            verdict="care",
+            title="The release check could not be made in full",
+            text=against,
         )
 
 

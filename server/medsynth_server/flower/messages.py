@@ -1,8 +1,4 @@
-"""The coordinator's only file that knows Flower's inner names, written against the pinned version.
-
-`tests/server/test_flower_contract.py` says which names these are; when it fails after an upgrade,
-this is the file to mend.
-"""
+"""Messages and answers, and the identity that lets a process make them."""
 
 import logging
 
@@ -11,8 +7,9 @@ from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-# Flower logs through its own handler; what a run tells its user comes from our own progress.
-logging.getLogger("flwr").setLevel(logging.ERROR)
+# Flower logs through its own handler, every refused request of a stranger's as an error; what a run
+# tells its user comes from our own progress.
+logging.getLogger("flwr").setLevel(logging.CRITICAL)
 
 
 def start_identity(run_id: int) -> Run:
@@ -22,9 +19,9 @@ def start_identity(run_id: int) -> Run:
     return Run.create_empty(run_id=run_id)
 
 
-def train_message(content: RecordDict, node_id: int) -> Message:
-    """Address a plan to a node."""
-    return Message(content, dst_node_id=node_id, message_type=MessageType.TRAIN)
+def train_message(content: RecordDict, node_id: int, *, ttl: float | None = None) -> Message:
+    """Address a plan to a node; after `ttl` seconds (Flower's default: 12 hours) it is void."""
+    return Message(content, dst_node_id=node_id, message_type=MessageType.TRAIN, ttl=ttl)
 
 
 def reply(content: RecordDict, to: Message) -> Message:

@@ -1,12 +1,15 @@
 """A site's patients: where they come from, and how they get onto the training grid.
 
-Preparing is done once; the prepared volumes are cached in the site's own folder, keyed by what
-they were made from, so that a restarted trainer is ready at once.
+Preparing is done once; the prepared volumes are cached in the site's own folder, keyed by the
+content they were made from, so that a restarted trainer is ready at once. They are mapped from
+disk, not read: memory holds what training touches, and may drop it again.
 """
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -17,6 +20,8 @@ from pydantic import Field
 from safetensors import SafetensorError
 
 from medsynth_common.dataset import DataConfig, PatientFiles, find_patients, prepare
+from medsynth_common.dataset.digests import digests
+from medsynth_common.dataset.prepare import PREPARATION
 from medsynth_common.durable import write_bytes
 from medsynth_common.errors import BadData, Problem
 from medsynth_common.learning.volumes import Volume
@@ -50,7 +55,8 @@ class FolderSource(Value):
     Attributes:
         root: the data set's folder.
         data: how its files are named and labelled.
-        site: which of the data set's sites this is.
+        site: which of the data set's sites this is; None when the folders in `root` are this
+            site's patients, and nobody else's.
         patients: which of its patients to train on.
 
     """
@@ -58,7 +64,7 @@ class FolderSource(Value):
     kind: Literal["folder"] = "folder"
     root: str
     data: DataConfig
-    site: str
+    site: str | None = None
     patients: tuple[str, ...] = Field(min_length=1)
 
     def names(self) -> list[str]:
@@ -83,10 +89,10 @@ def load_patients(source: Source, grid: tuple[int, ...], *, cache: Path) -> Sequ
             _cached(folder / f"{index}.safetensors", partial(_phantom, source, index, shape))
             for index in range(source.patients)
         ]
-    files = _files_of(source)
+    files = files_of(source)
     return [
         _cached(
-            cache / _key(_fingerprint(patient, source.data), shape) / "volume.safetensors",
+            cache / _key(_made_from(patient, source.data, cache), shape) / "volume.safetensors",
             partial(_prepared, patient, shape, source.data),
         )
         for patient in files
@@ -103,11 +109,21 @@ def _prepared(files: PatientFiles, shape: tuple[int, int, int], data: DataConfig
     return Volume(image=torch.from_numpy(patient.image), labels=torch.from_numpy(patient.labels))
 
 
-def _files_of(source: FolderSource) -> list[PatientFiles]:
-    found = find_patients(Path(source.root), source.data).get(source.site, [])
+def files_in(root: Path, data: DataConfig, site: str | None) -> list[PatientFiles]:
+    """Find a site's patients, by name; with `site` None, all folders in `root`. Raises BadData."""
+    if site is not None:
+        return find_patients(root, data).get(site, [])
+    every = find_patients(root, data.model_copy(update={"one_site_per_patient": True}))
+    return [replace(files, site=root.name) for found in every.values() for files in found]
+
+
+def files_of(source: FolderSource) -> list[PatientFiles]:
+    """Find the files of a site's patients. Raises `BadData` with every patient not found."""
+    found = files_in(Path(source.root), source.data, source.site)
     by_name = {files.name: files for files in found}
+    place = source.site or source.root
     missing = [
-        Problem(name=f"{source.site}/{name}", value="no such patient", wanted="a patient folder")
+        Problem(name=f"{place}/{name}", value="no such patient", wanted="a patient folder")
         for name in source.patients
         if name not in by_name
     ]
@@ -117,6 +133,8 @@ def _files_of(source: FolderSource) -> list[PatientFiles]:
 
 
 def _cached(path: Path, make: Callable[[], Volume]) -> Volume:
+    if path.parent.is_dir():
+        os.utime(path.parent)  # a use: whoever removes what is old counts from here
     try:
         tensors = safetensors.torch.load_file(path)
         return Volume(image=tensors["image"], labels=tensors["labels"])
@@ -127,14 +145,17 @@ def _cached(path: Path, make: Callable[[], Volume]) -> Volume:
         return volume
 
 
-def _fingerprint(files: PatientFiles, data: DataConfig) -> Mapping[str, object]:
-    """What a prepared patient was made from: a changed file or setting prepares it anew."""
-    stats = {
-        str(path): (path.stat().st_size, path.stat().st_mtime_ns)
-        for paths in files.matches.values()
-        for path in paths
+def _made_from(files: PatientFiles, data: DataConfig, cache: Path) -> Mapping[str, object]:
+    """What a prepared patient is made from: a changed file or setting prepares it anew."""
+    roles = sorted(files.matches)
+    content = digests([files.path(role) for role in roles], cache / "digests")
+    return {
+        "preparation": PREPARATION,
+        "content": dict(zip(roles, content, strict=True)),
+        "channels": dict(files.channels),
+        "tumour_values": dict(files.tumour_values),
+        "anatomy_values": dict(data.anatomy_values),
     }
-    return {"files": stats, "data": data.model_dump(mode="json")}
 
 
 def _key(made_from: Mapping[str, object], shape: tuple[int, int, int]) -> str:

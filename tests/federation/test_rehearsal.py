@@ -1,0 +1,42 @@
+"""The network engine with whole hospitals on this machine: the weights of one without a network."""
+
+from io import StringIO
+from pathlib import Path
+
+import pytest
+
+from federation.in_process import SmallFederation
+from medsynth_common.identity.cards import CoordinatorCard, read_card
+from medsynth_server.progress import LineProgress
+from medsynth_server.record import Arm, RoundEvent, RunLog, read_events
+from medsynth_server.rehearsal import coordinator_key
+from medsynth_server.run_folder import RunFolder
+from medsynth_server.simulated_arm import SimulatedArm
+from medsynth_server.simulated_sites import phantom_sites
+from tiny_run import SEED, public_model, same_tensors, tiny_config
+
+
+@pytest.mark.slow
+def test_whole_hospitals_over_the_network_give_the_weights_that_one_process_gives(
+    tmp_path: Path,
+) -> None:
+    config = tiny_config({"segment": {"rounds": 1}, "adversarial": {"rounds": 1}})
+    folder = RunFolder(tmp_path / "run")
+    arm = SimulatedArm(
+        arm=Arm.PRIVATE,
+        config=config,
+        folder=folder,
+        sites=phantom_sites(config, seed=SEED),
+        engine="flower",
+    )
+    arm.write_sites()
+    log = RunLog(folder.metrics)
+    training = arm.training(seed=SEED, log=log, progress=LineProgress(StringIO()))
+    found = training.run(public_model())
+    wanted = SmallFederation(tmp_path / "here", config).train()
+    assert same_tensors(found.tensors, wanted)
+    rounds = [event for event in read_events(folder.metrics) if isinstance(event, RoundEvent)]
+    assert {event.sites for event in rounds} == {("site-1", "site-2"), ()}
+    for site in ("site-1", "site-2"):
+        card = read_card(arm.site_folder(site) / "coordinator.card", CoordinatorCard)
+        assert card.signing_key == coordinator_key(folder)
