@@ -64,6 +64,10 @@ def trainer(
     isolate: Annotated[
         bool, typer.Option(help="Leave the network, where the system allows it.")
     ] = False,
+    socket_group: Annotated[
+        str | None,
+        typer.Option(help="A group whose members may call, for a node that is another user's."),
+    ] = None,
     log_format: LogFormat | None = None,
 ) -> None:
     """Hold a site's patients and carry out plans that arrive on a Unix socket.
@@ -78,9 +82,16 @@ def trainer(
         from medsynth_client.isolation import isolate_trainer
 
         isolate_trainer(site[0])
-    from medsynth_client.trainer import run_trainer
+    from medsynth_client.trainer import group_of, run_trainer
 
-    run_trainer(site, socket, device=device, threads=threads, watch_parent=watch_parent)
+    run_trainer(
+        site,
+        socket,
+        device=device,
+        threads=threads,
+        watch_parent=watch_parent,
+        group=None if socket_group is None else group_of(socket_group),
+    )
 
 
 @app.command()

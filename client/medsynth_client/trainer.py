@@ -4,6 +4,7 @@ It serves its sites on a Unix socket until its parent goes away. One plan at a t
 share a machine take turns.
 """
 
+import grp
 import logging
 import os
 import sys
@@ -116,29 +117,51 @@ def choose_device(name: str) -> torch.device:
         raise BadConfig(Problem(name="device", value=name, wanted=wanted)) from error
 
 
-def _require_private(folder: Path) -> None:
-    """Raise `BadConfig` unless this user alone can enter the socket's folder.
+def _require_private(folder: Path, group: int | None) -> None:
+    """Raise `BadConfig` unless this user alone, or with it `group`, can enter the socket's folder.
 
     gRPC does not say which user calls. The kernel does not let another one call: to connect, the
     socket's folder must be entered (0700) and the socket be written to (0600). Root may, as
-    everywhere.
+    everywhere. A group is for a node that runs as another user: then they are 0750 and 0660.
     """
     found = folder.stat()
-    if found.st_uid == os.getuid() and not found.st_mode & 0o077:
+    others = 0o077 if group is None else 0o027
+    ours = found.st_uid == os.getuid() and group in (None, found.st_gid)
+    if ours and not found.st_mode & others:
         return
+    whose = "the trainer's own user" if group is None else f"its own user and group {group}"
+    mode = "700" if group is None else "750"
     problem = Problem(
         name=str(folder),
-        value=f"mode {found.st_mode & 0o777:04o}, owner {found.st_uid}",
-        wanted="a folder that only the trainer's own user can enter",
-        mend=f"mkdir -m 700 a folder for the socket alone, as user {os.getuid()}",
+        value=f"mode {found.st_mode & 0o777:04o}, owner {found.st_uid}, group {found.st_gid}",
+        wanted=f"a folder that only {whose} can enter",
+        mend=f"mkdir -m {mode} a folder for the socket alone, as user {os.getuid()}",
     )
     raise BadConfig(problem)
 
 
+def group_of(name: str) -> int:
+    """Give the id of a group of this system. Raises `BadConfig` when there is none."""
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError as error:
+        wanted = "a group of this system"
+        raise BadConfig(Problem(name="--socket-group", value=name, wanted=wanted)) from error
+
+
 def run_trainer(
-    folders: Sequence[Path], socket: Path, *, device: str, threads: int, watch_parent: bool
+    folders: Sequence[Path],
+    socket: Path,
+    *,
+    device: str,
+    threads: int,
+    watch_parent: bool,
+    group: int | None = None,
 ) -> None:
-    """Serve until told to stop; with `watch_parent`, until standard input closes."""
+    """Serve until told to stop; with `watch_parent`, until standard input closes.
+
+    `group` may call too, besides this user: a node of another user's.
+    """
     torch.set_num_threads(threads)
     # Which kernel runs must not depend on what ran before: the same plan, the same weights.
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -150,9 +173,9 @@ def run_trainer(
             sweep(folder)
             for removed in tidy(folder, retention_days=site.policy.retention_days):
                 log.info("removed, unused for %s days: %s", site.policy.retention_days, removed)
-        _require_private(socket.parent)
+        _require_private(socket.parent, group)
         trainer = Trainer(folders, device=choose_device(device))
-        server = serve(trainer, socket)
+        server = serve(trainer, socket, group=group)
         try:
             if watch_parent:
                 # The parent holds the other end; however it dies, this read returns.

@@ -6,7 +6,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -157,6 +159,47 @@ def test_a_socket_in_a_folder_that_others_can_enter_is_refused(
     shared.chmod(0o755)
     with pytest.raises(BadConfig, match="mode 0755"):
         run_trainer([new_site()], shared / "t.sock", device="cpu", threads=1, watch_parent=False)
+
+
+def test_a_group_may_call_when_it_is_named_and_nobody_else(
+    new_site: NewSite, socket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if os.getuid() != 0:
+        pytest.skip("only root can be other users")
+    script = (
+        "import os, socket, sys\n"
+        "nobody, groups = 65534, [int(group) for group in sys.argv[2:]]\n"
+        "os.setgroups(groups), os.setgid(nobody), os.setuid(nobody)\n"
+        "socket.socket(socket.AF_UNIX).connect(sys.argv[1])\n"
+    )
+    members = 61_234
+
+    def calls(*groups: int) -> bool:
+        call = [sys.executable, "-c", script, str(socket), *map(str, groups)]
+        return subprocess.run(call, capture_output=True, check=False).returncode == 0
+
+    found: list[bool] = []
+
+    def look() -> bytes:
+        assert socket.stat().st_mode & 0o777 == 0o660
+        found.append(calls(members))
+        found.append(calls())
+        return b""
+
+    parent = SimpleNamespace(buffer=SimpleNamespace(read=look))  # read until the parent ends
+    monkeypatch.setattr(sys, "stdin", parent)
+    started = partial(
+        run_trainer, [new_site()], socket, device="cpu", threads=1, watch_parent=True, group=members
+    )
+    with pytest.raises(BadConfig, match="that only its own user and group 61234 can enter"):
+        started()
+    os.chown(socket.parent, -1, members)
+    socket.parent.chmod(0o770)
+    with pytest.raises(BadConfig, match="mode 0770"):
+        started()
+    socket.parent.chmod(0o750)
+    started()
+    assert found == [True, False]
 
 
 def test_a_process_that_left_the_network_reaches_nothing(tmp_path: Path) -> None:

@@ -30,9 +30,10 @@ class TrainerService(Protocol):
         """Carry out one plan."""
 
 
-def serve(service: TrainerService, socket: Path) -> Any:
+def serve(service: TrainerService, socket: Path, *, group: int | None = None) -> Any:
     """Start a gRPC server for `service` on a Unix socket of mode 0600; returns the server.
 
+    With a `group` the socket is that group's too, and its mode 0660.
     The standard health service (`grpc.health.v1`) stands beside it.
     """
     # Imported here: a command that only prints its help need not wait for it.
@@ -61,6 +62,9 @@ def serve(service: TrainerService, socket: Path) -> Any:
         server.add_insecure_port(f"unix:{socket}")
     finally:
         os.umask(mask)
+    if group is not None:
+        os.chown(socket, -1, group)
+        socket.chmod(0o660)
     server.start()
     return server
 
