@@ -28,6 +28,7 @@ from benchmarks.crash_matrix import SETTINGS, WEIGHTS, Undisturbed, run_undistur
 from benchmarks.namespaces import Network
 from medsynth_client.node_key import make_node_key, public_line
 from medsynth_common.durable import write_json
+from medsynth_common.errors import ConnectionFailed
 from medsynth_common.identity import SigningKey
 from medsynth_common.identity.cards import CoordinatorCard, SiteCard, read_card
 from medsynth_server.record import RoundEvent, read_events
@@ -40,7 +41,7 @@ _LOOK_SECONDS: Final = 0.1
 _PAUSE: Final = (2.0, 20.0)
 #: A federation that has not ended by then never will.
 _LONGEST: Final = 3600.0
-_COORDINATOR_SETTINGS: Final = {"quorum": len(SITES), "repeats": 50, "join_deadline": 300.0}
+_COORDINATOR_SETTINGS: Final = {"quorum": len(SITES), "repeats": 50, "join_deadline": 900.0}
 
 
 @dataclass(kw_only=True)
@@ -81,7 +82,7 @@ class Disturbed:
 
     def run(self, *, kills: int, cut: float, draw: random.Random) -> None:
         """Run it, and disturb it, until it has ended."""
-        hospitals = [self._start(site, "medsynth_client", self.folder / site) for site in SITES]
+        hospitals = {site: self._hospital(site) for site in SITES}
         coordinator = self._coordinator()
         due = time.monotonic() + 20
         down_until, victim_of_cut = (0.0 if cut else -1.0), draw.choice(SITES)
@@ -97,6 +98,10 @@ class Disturbed:
                     return
                 if code is not None:
                     coordinator = self._coordinator()
+                for site, hospital in hospitals.items():
+                    # Its first connection failed: a service manager would start it again.
+                    if hospital.poll() == ConnectionFailed.exit_code:
+                        hospitals[site] = self._hospital(site)
                 if down_until == 0.0 and self._rounds() >= 2:  # in the midst of one
                     self.network.link(victim_of_cut, up=False)
                     down_until = now + cut
@@ -108,9 +113,10 @@ class Disturbed:
                     due = now + draw.uniform(*_PAUSE)
             self.broken.append(f"not finished after {_LONGEST:.0f} s")
         finally:
-            for process in (*hospitals, coordinator):
+            everyone = (*hospitals.values(), coordinator)
+            for process in everyone:
                 process.terminate()
-            for process in (*hospitals, coordinator):
+            for process in everyone:
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(60)
 
@@ -147,6 +153,9 @@ class Disturbed:
         if not path.exists():
             return 0
         return path.read_bytes().count(b'"round"')
+
+    def _hospital(self, site: str) -> subprocess.Popen[bytes]:
+        return self._start(site, "medsynth_client", self.folder / site)
 
     def _coordinator(self) -> subprocess.Popen[bytes]:
         return self._start(COORDINATOR, "medsynth_server", self.study)

@@ -98,7 +98,7 @@ def test_a_mended_copy_is_written_beside(check: Typed, data: Path, tmp_path: Pat
 def site_file(folder: Path, source: dict[str, object]) -> Path:
     values = {
         "name": "north",
-        "declared_patients": 2,
+        "declared_patients": 1,
         "source": source,
         "policy": {
             "stages": ["moments"],

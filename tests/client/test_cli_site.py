@@ -42,8 +42,8 @@ def command(
 def test_from_cards_to_a_checked_site(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("p1", "p2"):
-        write_patient(tmp_path / "data" / name)
+    for seed, name in enumerate(("p1", "p2")):
+        write_patient(tmp_path / "data" / name, seed=seed)
     card("127.0.0.1:9").write(tmp_path / "coordinator.card")
     site = tmp_path / "site"
     words: list[str | Path] = [
@@ -63,14 +63,15 @@ def test_from_cards_to_a_checked_site(
     assert "something there already" in err
 
     code, out, _ = command(monkeypatch, capsys, "check", site)
-    assert (code, out) == (0, "site-a: 2 patients can be trained on\n")
+    assert code == 0
+    assert "2 patients at 1 site" in out
     (tmp_path / "data" / "p1" / "p1_t1.nii.gz").unlink()
-    code, out, err = command(monkeypatch, capsys, "check", site)
-    assert (code, out) == (4, "")
-    assert "data/p1: t1" in err
+    code, out, _ = command(monkeypatch, capsys, "check", site)
+    assert code == 4
+    assert "p1: t1" in out
     code, out, _ = command(monkeypatch, capsys, "check", site, "--format", "json")
     assert code == 4
-    assert [problem["name"] for problem in json.loads(out)["problems"]] == ["data/p1: t1"]
+    assert "p1: t1" in json.dumps(json.loads(out))
 
     code, out, _ = command(monkeypatch, capsys, "status", site, "--format", "json")
     assert code == 0

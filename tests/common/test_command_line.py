@@ -42,7 +42,11 @@ def test_wrong_usage_is_bad_input(
 
 CODES = {
     "MedsynthError": 1,
+    "TrainerDied": 1,
     "ConnectionFailed": 2,
+    "Unreachable": 2,
+    "Untrusted": 2,
+    "NotAdmitted": 2,
     "TimedOut": 3,
     "BadInput": 4,
     "BadConfig": 4,
@@ -52,6 +56,8 @@ CODES = {
     "StorageFailed": 4,
     "Refused": 5,
     "PolicyRefusal": 5,
+    "UnknownWork": 5,
+    "CodeRefused": 5,
     "BudgetExhausted": 5,
     "AlreadyAnswered": 5,
     "NotCharged": 5,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from medsynth_common.errors import BadMessage
 from medsynth_common.plan import Stage
-from medsynth_common.update import SiteUpdate, UpdateHeader
+from medsynth_common.update import SiteUpdate, UpdateHeader, check_tensors
 from medsynth_common.wire.records import (
     arrays,
     plan_from_records,
@@ -93,9 +93,12 @@ def test_records_that_hold_no_update_are_told() -> None:
 
 def test_a_type_that_numpy_has_not_is_told() -> None:
     """A site that sends it must not end a run."""
-    odd = replace(UPDATE, weights={"segmenter.weight": torch.zeros(2, dtype=torch.bfloat16)})
+    odd = {"segmenter.weight": torch.zeros(2, dtype=torch.bfloat16)}
+    travelled = update_from_records(update_to_records(replace(UPDATE, weights=odd)))
+    with pytest.raises(BadMessage, match=r"got torch\.bfloat16"):  # as every update is checked
+        check_tensors(travelled.weights, {"segmenter.weight": torch.zeros(2)})
     with pytest.raises(BadMessage, match=r"torch\.bfloat16, wanted types that numpy has"):
-        update_to_records(odd)
+        arrays(odd)
 
 
 def record_of(content: bytes, stype: str = "numpy.ndarray") -> ArrayRecord:

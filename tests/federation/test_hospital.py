@@ -1,11 +1,12 @@
 """A hospital as it runs: its two processes, a coordinator's link, and what may die between them."""
 
 import os
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,18 @@ def plan_taken(hospital: Hospital) -> None:
     hospital.wait(lambda _: (hospital.folder / "seals.jsonl").exists(), seconds=SECONDS)
 
 
+def plan_charged(hospital: Hospital) -> None:
+    """Wait until the trainer has paid for a plan; past the records' own code, which is held."""
+    ledger = f"{(hospital.folder / 'ledger.db').as_uri()}?mode=ro"
+    reserved = "SELECT COUNT(*) FROM entries WHERE kind = 'reservation'"
+
+    def found(_: object) -> bool:
+        with closing(sqlite3.connect(ledger, uri=True)) as connection:
+            return bool(connection.execute(reserved).fetchone()[0])
+
+    hospital.wait(found, seconds=SECONDS)
+
+
 def charged(hospital: Hospital) -> list[int]:
     return [line.steps for line in read_site(hospital.folder).ledger.spending.statement()]
 
@@ -139,7 +152,7 @@ def test_a_trainer_that_dies_costs_one_update_and_comes_back(
     hospital.start().connected()
     with held_before_release(hospital):
         asked = asking(hand, wire)
-        plan_taken(hospital)
+        plan_charged(hospital)
         dead = hospital.pid("trainer")
         hospital.kill("trainer")
         answer = asked.result(SECONDS)[SITE]
