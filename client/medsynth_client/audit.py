@@ -75,7 +75,9 @@ class AuditEvent(BaseModel):
     @model_serializer(mode="wrap")
     def _without_empty_note(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         fields: dict[str, Any] = write(self)
-        return fields if self.note else {k: v for k, v in fields.items() if k != "note"}
+        if not self.note:
+            del fields["note"]
+        return fields
 
 
 class _Line(BaseModel):
