@@ -69,7 +69,7 @@ def seal_plan(
 ) -> RoundPlan:
     """Give the plan with a seal, good for `lifetime` seconds from `now`."""
     nonce = secrets.token_hex(16)
-    return replace(plan, seal=_signed(_about(plan, nonce, now, now + lifetime), key))
+    return replace(plan, seal=_signed(_statement(plan, nonce, now, now + lifetime), key))
 
 
 def check_plan_seal(plan: RoundPlan, key: VerifyKey, *, now: float) -> Sealed:
@@ -82,7 +82,7 @@ def check_plan_seal(plan: RoundPlan, key: VerifyKey, *, now: float) -> Sealed:
 
     """
     sealed = _opened(plan.seal, key)
-    _compare(sealed, _about(plan, sealed.nonce, sealed.issued, sealed.expires))
+    _compare(sealed, _statement(plan, sealed.nonce, sealed.issued, sealed.expires))
     _check_time(sealed, now)
     return sealed
 
@@ -91,7 +91,9 @@ def seal_update(
     update: SiteUpdate, key: SigningKey, *, question: Sealed, now: float, lifetime: float = LIFETIME
 ) -> SiteUpdate:
     """Give the update with a seal that answers `question`."""
-    return replace(update, seal=_signed(_of(update, question.nonce, now, now + lifetime), key))
+    return replace(
+        update, seal=_signed(_statement(update, question.nonce, now, now + lifetime), key)
+    )
 
 
 def check_update_seal(
@@ -102,35 +104,22 @@ def check_update_seal(
     Raises BadSignature, WrongAddress or Expired as `check_plan_seal` does.
     """
     sealed = _opened(update.seal, key)
-    _compare(sealed, _of(update, question.nonce, sealed.issued, sealed.expires))
+    _compare(sealed, _statement(update, question.nonce, sealed.issued, sealed.expires))
     if (sealed.run, sealed.site) != (question.run, question.site):
         raise WrongAddress(f"an answer of {sealed.site} in {sealed.run}, asked was {question.site}")
     _check_time(sealed, now)
     return sealed
 
 
-def _about(plan: RoundPlan, nonce: str, issued: float, expires: float) -> Sealed:
+def _statement(what: RoundPlan | SiteUpdate, nonce: str, issued: float, expires: float) -> Sealed:
+    header = what.header
     return Sealed(
-        kind="plan",
-        run=plan.header.run,
-        stage=plan.header.stage,
-        round=plan.header.round,
-        site=plan.header.site,
-        digest=plan.digest(),
-        nonce=nonce,
-        issued=issued,
-        expires=expires,
-    )
-
-
-def _of(update: SiteUpdate, nonce: str, issued: float, expires: float) -> Sealed:
-    return Sealed(
-        kind="update",
-        run=update.header.run,
-        stage=update.header.stage,
-        round=update.header.round,
-        site=update.header.site,
-        digest=update.digest(),
+        kind="plan" if isinstance(what, RoundPlan) else "update",
+        run=header.run,
+        stage=header.stage,
+        round=header.round,
+        site=header.site,
+        digest=what.digest(),
         nonce=nonce,
         issued=issued,
         expires=expires,
