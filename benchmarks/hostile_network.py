@@ -94,7 +94,7 @@ class Disturbed:
                 if (code := coordinator.poll()) == 0:
                     return
                 if code is not None and code != -signal.SIGKILL:
-                    self.broken.append(f"the coordinator ended with {code}")
+                    self.broken.append(f"the coordinator ended with {code}: {self._last_words()}")
                     return
                 if code is not None:
                     coordinator = self._coordinator()
@@ -153,6 +153,9 @@ class Disturbed:
         if not path.exists():
             return 0
         return path.read_bytes().count(b'"round"')
+
+    def _last_words(self) -> str:
+        return " | ".join((self.folder / f"{COORDINATOR}.log").read_text().splitlines()[-5:])
 
     def _hospital(self, site: str) -> subprocess.Popen[bytes]:
         return self._start(site, "medsynth_client", self.folder / site)
