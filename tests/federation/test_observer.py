@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import tomli_w
@@ -41,7 +42,7 @@ from medsynth_common.learning.volumes import Volume
 from medsynth_common.plan import RoundPlan, Stage
 from medsynth_common.tensors import pack
 from medsynth_common.update import SiteUpdate
-from medsynth_common.volumes import read_volume
+from medsynth_common.volumes import read_volume, write_volume
 from medsynth_common.wire import trainer_rpc
 from medsynth_common.wire.parts import plan_from_parts, plan_parts, update_from_parts
 from medsynth_common.wire.site_pb2 import UpdatePart
@@ -81,14 +82,23 @@ def phantoms(root: Path) -> Path:
 
 
 def real_patients(root: Path, volumes: Path) -> Path:
-    """The same hospitals, of real volumes under other names."""
+    """The same hospitals, of real volumes under other names, as many as there are patients.
+
+    Fewer volumes than patients are used again as other people, their left and right exchanged.
+    """
     found = sorted(path for path in volumes.iterdir() if path.is_dir())
     for number, (hospital, name) in enumerate(_everyone()):
         (root / hospital / name).mkdir(parents=True)
+        again, chosen = divmod(number, len(found))
         for role, glob in REAL.items():
-            (file,) = found[number % len(found)].glob(glob)
+            (file,) = found[chosen].glob(glob)
             shown = root / hospital / name / f"{name}{BRATS_OLD[role]}.nii.gz"
-            shown.write_bytes(file.read_bytes())
+            if again:
+                volume = read_volume(file)
+                mirrored = np.ascontiguousarray(volume.data[::-1])
+                write_volume(shown, mirrored, volume.affine, description="mirrored")
+            else:
+                shown.write_bytes(file.read_bytes())
     return root
 
 
