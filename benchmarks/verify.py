@@ -24,6 +24,7 @@ from rich.table import Table
 
 from medsynth_client import hash_chain, spending
 from medsynth_client.audit import AuditEvent
+from medsynth_client.charge import Charge
 from medsynth_client.ledger_file import LedgerFile, insert
 from medsynth_client.ledger_record import (
     Confirmation,
@@ -34,7 +35,7 @@ from medsynth_client.ledger_record import (
     make_row,
 )
 from medsynth_client.site_record import read_site
-from medsynth_client.spending import EVERYONE, Charge, Spent, epsilon_of
+from medsynth_client.spending import EVERYONE, Spent, epsilon_of
 from medsynth_client.verification import patient_histories, verify_record, verify_site
 from medsynth_common.durable import write_json
 from medsynth_common.phantom import SITE_SCANNERS

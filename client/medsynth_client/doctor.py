@@ -16,8 +16,7 @@ from medsynth_client import probe
 from medsynth_client.connection import clock_skew, fault_of, load_card, not_in_time, tls_context
 from medsynth_client.credentials import SIGNING_KEY
 from medsynth_client.isolation import cannot_isolate
-from medsynth_client.node import NODE_ID
-from medsynth_client.node_key import NODE_KEY, load_node_key
+from medsynth_client.node_key import NODE_ID, NODE_KEY, load_node_key
 from medsynth_client.site_file import SiteFile
 from medsynth_common.dataset.source import FolderSource, files_in
 from medsynth_common.errors import (

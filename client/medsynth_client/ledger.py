@@ -24,6 +24,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from medsynth_client import hash_chain
+from medsynth_client.charge import Charge, Mechanism
 from medsynth_client.hash_chain import Head
 from medsynth_client.ledger_file import LedgerFile, guard_problems, insert
 from medsynth_client.ledger_record import (
@@ -34,14 +35,7 @@ from medsynth_client.ledger_record import (
     Sha256,
     make_row,
 )
-from medsynth_client.spending import (
-    EVERYONE,
-    Charge,
-    EpsilonOf,
-    Mechanism,
-    StatementLine,
-    remembered,
-)
+from medsynth_client.spending import EVERYONE, EpsilonOf, StatementLine, remembered
 from medsynth_common.errors import (
     BadConfig,
     BadMessage,

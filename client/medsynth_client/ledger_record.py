@@ -6,8 +6,9 @@ from typing import Annotated, Final, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from medsynth_client.charge import Charge
 from medsynth_client.hash_chain import CLOCK_SLACK, START, Head, canonical, extend
-from medsynth_client.spending import Charge, EpsilonOf, Spending
+from medsynth_client.spending import EpsilonOf, Spending
 from medsynth_common.errors import BadRecord, Problem
 
 Text = Annotated[str, Field(max_length=200)]

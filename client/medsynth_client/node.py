@@ -18,7 +18,7 @@ from flwr.app import RecordDict
 
 from medsynth_client.connection import load_card, tls_context
 from medsynth_client.flower import PLAN, Fleet, Question, RunEnded
-from medsynth_client.node_key import NODE_KEY, load_node_key
+from medsynth_client.node_key import NODE_ID, NODE_KEY, load_node_key
 from medsynth_client.recheck import TrainerRefused, check_again
 from medsynth_client.site_file import SiteFile
 from medsynth_client.status_file import StatusFile
@@ -38,7 +38,6 @@ from medsynth_common.wire.records import plan_from_records, update_to_records
 
 log = logging.getLogger(__name__)
 
-NODE_ID: Final = "node_id"
 #: How long the first connection of a run is tried for, seconds.
 FIRST_PATIENCE: Final = 6.0
 _POLL_SECONDS: Final = 1.0

@@ -17,6 +17,8 @@ from medsynth_common.errors import BadConfig, Problem
 from medsynth_common.identity.keys import read_owned, write_private
 
 NODE_KEY: Final = Path("keys") / "node.key"
+#: The file, beside it, of the number under which the coordinator knew the node last.
+NODE_ID: Final = "node_id"
 
 
 def make_node_key(path: Path) -> EllipticCurvePrivateKey:

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from medsynth_client.spending import Mechanism
+from medsynth_client.charge import Mechanism
 from medsynth_common.errors import PolicyRefusal, Problem
 
 #: The stage whose releases are images, made from privatised weights alone.

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from medsynth_client.audit import AuditEvent, AuditLog, verify
+from medsynth_client.charge import Charge
 from medsynth_client.hash_chain import exclusive
 from medsynth_client.policy import plan_problems
 from medsynth_client.retention import TRAINER, tidy
 from medsynth_client.site_file import SiteFile
 from medsynth_client.site_record import SiteRecord, read_site
-from medsynth_client.spending import EVERYONE, Charge, Spent, StatementLine, epsilon_of
+from medsynth_client.spending import EVERYONE, Spent, StatementLine, epsilon_of
 from medsynth_common.errors import BadInput, Problem
 from medsynth_common.plan import PlanHeader, parse
 

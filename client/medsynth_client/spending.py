@@ -10,78 +10,14 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final, Protocol
+from typing import Final
 
-from pydantic import BaseModel, ConfigDict, Field
-
+from medsynth_client.charge import Charge, Kind
 from medsynth_common.privacy.accountant import epsilon
 from medsynth_common.privacy.mechanism import Release
 
 #: Charged to this, a release counts for every patient, those still to come included.
 EVERYONE: Final = "everyone"
-
-_Kind = tuple[float, float]  # noise multiplier, sampling rate
-
-
-class Mechanism(Protocol):
-    """What a private step is told by; unprotected when the noise multiplier is 0."""
-
-    @property
-    def name(self) -> str:
-        """What it protects."""
-
-    @property
-    def clip(self) -> float:
-        """Largest L2 norm one patient adds to a step's sum."""
-
-    @property
-    def noise_multiplier(self) -> float:
-        """Noise SD over clip."""
-
-    @property
-    def sampling_rate(self) -> float:
-        """Probability with which each patient takes part in a step."""
-
-    @property
-    def steps(self) -> int:
-        """Number of noisy sums released."""
-
-
-class Charge(BaseModel):
-    """A mechanism as the ledger keeps it.
-
-    Attributes:
-        name: what it protects.
-        clip: largest norm of one patient's part; None when unprotected.
-        noise_multiplier: noise SD over clip; 0 when unprotected.
-        sampling_rate: probability with which each patient takes part in a step.
-        steps: number of noisy sums released.
-
-    """
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
-
-    name: str = Field(min_length=1, max_length=100)
-    clip: float | None = Field(gt=0)
-    noise_multiplier: float = Field(ge=0)
-    sampling_rate: float = Field(gt=0, le=1)
-    steps: int = Field(ge=1)
-
-    @classmethod
-    def of(cls, mechanism: Mechanism) -> "Charge":
-        """Take down a mechanism. Raises pydantic's ValidationError when it cannot be one."""
-        return cls(
-            name=mechanism.name,
-            clip=mechanism.clip if mechanism.noise_multiplier else None,
-            noise_multiplier=mechanism.noise_multiplier,
-            sampling_rate=mechanism.sampling_rate,
-            steps=mechanism.steps,
-        )
-
-    @property
-    def kind(self) -> _Kind:
-        """Steps of the same kind add up."""
-        return self.noise_multiplier, self.sampling_rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +78,7 @@ class Spending:
     def __init__(self) -> None:
         self._members: dict[str, tuple[str, ...]] = {}
         self._datasets_of: defaultdict[str, set[str]] = defaultdict(set)
-        self._steps: defaultdict[str, Counter[_Kind]] = defaultdict(Counter)
+        self._steps: defaultdict[str, Counter[Kind]] = defaultdict(Counter)
         self._charges: list[tuple[str, str, Charge]] = []  # data set, project, charge
 
     def knows(self, dataset: str) -> bool:
@@ -224,7 +160,7 @@ class Spending:
         return largest or {frozenset()}
 
     def _total(self, history: frozenset[str], extra: Sequence[Charge]) -> tuple[Spent, ...]:
-        total: Counter[_Kind] = Counter()
+        total: Counter[Kind] = Counter()
         for dataset in (*history, EVERYONE):
             total += self._steps.get(dataset, Counter())
         for charge in extra:

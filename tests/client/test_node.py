@@ -13,7 +13,8 @@ import torch
 from flwr.app import ConfigRecord, RecordDict
 
 from medsynth_client.flower import PLAN, RunEnded
-from medsynth_client.node import FIRST_PATIENCE, NODE_ID, Node
+from medsynth_client.node import FIRST_PATIENCE, Node
+from medsynth_client.node_key import NODE_ID
 from medsynth_client.site import Site
 from medsynth_client.status_file import read_status
 from medsynth_common.errors import (

@@ -16,7 +16,7 @@ from federation.hospital import Hospital, make_hospital
 from federation.wire import Wire
 from medsynth_client.doctor import examine
 from medsynth_client.hash_chain import exclusive
-from medsynth_client.node import NODE_ID
+from medsynth_client.node_key import NODE_ID
 from medsynth_client.privacy_command import read_audit
 from medsynth_client.site_record import read_site
 from medsynth_client.status_command import site_status

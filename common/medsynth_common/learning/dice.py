@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Final
 
 import torch
-from monai.inferers import sliding_window_inference
 from torch import Tensor, nn
 
 from medsynth_common.labels import REGION_TISSUES, SEGMENTER_CLASSES, Region
@@ -76,6 +75,8 @@ def segment(
     The network sees windows of the size it was trained on: its instance normalisation has other
     statistics on a whole volume.
     """
+    from monai.inferers import sliding_window_inference  # late: a node counts scores, no more
+
     logits: Tensor = sliding_window_inference(
         image.unsqueeze(0),
         roi_size=crop,

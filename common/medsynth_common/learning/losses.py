@@ -1,23 +1,28 @@
 """Losses of the three networks. Each is a mean over its batch."""
 
+from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from monai.losses import DiceCELoss
 from torch import Tensor
 
 from medsynth_common.labels import CONTRASTS, Tissue
 from medsynth_common.style import Style
 
-_dice_ce: Any = DiceCELoss(
-    to_onehot_y=True, softmax=True, include_background=False, smooth_nr=1.0, smooth_dr=1.0
-)
+
+@cache
+def _dice_ce() -> Any:
+    from monai.losses import DiceCELoss  # late, as in networks/build.py
+
+    return DiceCELoss(
+        to_onehot_y=True, softmax=True, include_background=False, smooth_nr=1.0, smooth_dr=1.0
+    )
 
 
 def segmentation_loss(logits: Tensor, target: Tensor) -> Tensor:
     """Dice + cross-entropy: logits (n, k, *grid) against channel numbers (n, *grid)."""
-    loss: Tensor = _dice_ce(logits, target.unsqueeze(1))
+    loss: Tensor = _dice_ce()(logits, target.unsqueeze(1))
     return loss
 
 

@@ -1,12 +1,12 @@
 """The critic and the segmenter, as MONAI builds them, in a form private gradients can pass.
 
 No batch normalisation (it mixes patients), no spectral normalisation (it hides a buffer), no
-running statistics. Instance normalisation keeps every patient apart.
+running statistics. Instance normalisation keeps every patient apart. MONAI takes a second to load
+and is loaded when a network is built: a node or a command that only reads settings does not wait.
 """
 
 from typing import Any
 
-from monai.networks.nets import PatchDiscriminator, SegResNet, UNet
 from torch import nn
 
 from medsynth_common.labels import CONTRASTS, SEGMENTER_CLASSES, TISSUES
@@ -18,6 +18,8 @@ def build_critic(settings: NetworkSettings) -> nn.Module:
 
     Takes (n, len(TISSUES) + 4, *grid); returns a list of feature maps, the last one the logits.
     """
+    from monai.networks.nets import PatchDiscriminator
+
     critic: nn.Module = PatchDiscriminator(
         spatial_dims=settings.spatial_dims,
         channels=settings.critic_channels,
@@ -31,6 +33,8 @@ def build_critic(settings: NetworkSettings) -> nn.Module:
 
 def build_segmenter(settings: NetworkSettings) -> nn.Module:
     """Build a segmenter: (n, 4, *grid) images to (n, len(SEGMENTER_CLASSES), *grid) logits."""
+    from monai.networks.nets import SegResNet, UNet
+
     shape: dict[str, Any] = {
         "spatial_dims": settings.spatial_dims,
         "in_channels": len(CONTRASTS),

@@ -1,7 +1,6 @@
 """The generator: a label map, noise and a style become T1, T1Gd, T2 and FLAIR."""
 
 import torch
-from monai.networks.nets import UNet
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -23,6 +22,8 @@ class Generator(nn.Module):
     """
 
     def __init__(self, settings: NetworkSettings) -> None:
+        from monai.networks.nets import UNet  # late, as in build.py
+
         super().__init__()
         contrasts, tissues = len(CONTRASTS), len(TISSUES)
         context = settings.detail_channels
