@@ -25,7 +25,11 @@ FACES = {
     "httpx": ("client/medsynth_client/flower.py",),
     "opacus": ("common/medsynth_common/privacy/",),
     "dp_accounting": ("common/medsynth_common/privacy/pld.py",),
-    "typer": ("client/medsynth_client/cli.py", "server/medsynth_server/cli.py"),
+    "typer": (
+        "client/medsynth_client/cli.py",
+        "server/medsynth_server/cli.py",
+        "server/medsynth_server/federation_commands.py",
+    ),
     "click": ("common/medsynth_common/command_line.py",),
 }
 FACES |= dict.fromkeys(("fastapi", "starlette"), ("server/medsynth_server/flower/link.py",))

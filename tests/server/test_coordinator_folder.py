@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from typer.testing import CliRunner
@@ -20,10 +21,12 @@ from medsynth_server.coordinator.folder import FederationFolder
 from medsynth_server.coordinator.founding import found
 from medsynth_server.coordinator.pki import (
     check_server,
+    ends,
     make_authority,
     make_server,
     split_address,
 )
+from medsynth_server.coordinator.renewal import ends_soon, renew
 from medsynth_server.coordinator.run import ask_to_stop, run_federation
 from medsynth_server.coordinator.status import read_status, status_text
 
@@ -79,6 +82,34 @@ def test_a_client_that_believes_the_card_takes_the_certificate_for_its_host_alon
         check_server(study.server(), "coordinator.example.org", name="server.crt", now=later)
     # OpenSSL's own reading of both.
     ssl.create_default_context(cadata=study.authority_certificate.read_text())
+
+
+def test_a_certificate_is_renewed_under_the_key_and_the_authority_that_hospitals_know(
+    study: FederationFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority, before = study.authority_certificate.read_bytes(), study.server()
+    assert ends_soon(study) == ""
+    monkeypatch.setattr("medsynth_server.coordinator.renewal._SOON", timedelta(days=398))
+    assert str(study.path) in ends_soon(study)
+    shown = CliRunner().invoke(app, ["renew", str(study.path)])
+    assert shown.exit_code == 0
+    after = study.server()
+    assert after.key == before.key
+    assert after.certificate != before.certificate
+    assert f"{ends(after):%Y-%m-%d}" in shown.stdout
+    x509.load_pem_x509_certificate(after.certificate).verify_directly_issued_by(
+        x509.load_pem_x509_certificate(authority)
+    )
+    digits = x509.load_pem_x509_certificate(after.certificate).fingerprint(hashes.SHA256()).hex()
+    assert digits[:4] + " " + digits[4:8] in study.sheet.read_text()
+
+
+def test_an_operator_s_certificate_is_the_operator_s_to_renew(study: FederationFolder) -> None:
+    study.authority_key.unlink()
+    before = study.server_certificate.read_bytes()
+    with pytest.raises(BadConfig, match=r"put your own authority's new certificate"):
+        renew(study)
+    assert study.server_certificate.read_bytes() == before
 
 
 def test_nothing_is_overwritten(study: FederationFolder) -> None:

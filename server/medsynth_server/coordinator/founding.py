@@ -83,7 +83,7 @@ def found(
         write_bytes(folder.authority_certificate, authority.certificate)
     folder.sites.mkdir()
     card.write(folder.card)
-    write_bytes(folder.sheet, _sheet(card, server.certificate).encode())
+    write_bytes(folder.sheet, enrolment_sheet(card, server.certificate).encode())
     listen = f"{'127.0.0.1' if host in _LOOPBACK else '0.0.0.0'}:{port}"
     run = re.sub(r"[^a-z0-9-]", "-", name.lower())[:41]
     settings = _SETTINGS.format(name=name, address=address, listen=listen, run=run)
@@ -130,7 +130,7 @@ def _certificates(
     return None, server
 
 
-def _sheet(card: CoordinatorCard, certificate: bytes) -> str:
+def enrolment_sheet(card: CoordinatorCard, certificate: bytes) -> str:
     """What is read aloud when a hospital joins."""
     shown = x509.load_pem_x509_certificates(certificate)[0]
     digits = shown.fingerprint(hashes.SHA256()).hex()

@@ -56,15 +56,21 @@ def make_authority(name: str) -> Credential:
     return Credential(key=_pem(key), certificate=certificate.public_bytes(_PEM))
 
 
-def make_server(authority: Credential, host: str) -> Credential:
-    """Make a server certificate for one host name or IP address."""
-    signer = serialization.load_pem_private_key(authority.key, None)
-    assert isinstance(signer, ec.EllipticCurvePrivateKey)
+def make_server(authority: Credential, host: str, *, key: bytes | None = None) -> Credential:
+    """Make a server certificate for one host name or IP address.
+
+    Args:
+        authority: who vouches.
+        host: for whom.
+        key: the server's private key, PEM; None: a new one.
+
+    """
+    signer = _private(authority.key)
     issuer = x509.load_pem_x509_certificate(authority.certificate)
-    key = ec.generate_private_key(ec.SECP384R1())
+    own = ec.generate_private_key(ec.SECP384R1()) if key is None else _private(key)
     above = x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key())
     certificate = (
-        _begun(_name(host), issuer.subject, key.public_key(), days=_SERVER_DAYS)
+        _begun(_name(host), issuer.subject, own.public_key(), days=_SERVER_DAYS)
         .add_extension(x509.SubjectAlternativeName([_alternative(host)]), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(signs_certificates=False), critical=True)
@@ -72,7 +78,12 @@ def make_server(authority: Credential, host: str) -> Credential:
         .add_extension(above, critical=False)
         .sign(signer, hashes.SHA384())
     )
-    return Credential(key=_pem(key), certificate=certificate.public_bytes(_PEM))
+    return Credential(key=_pem(own), certificate=certificate.public_bytes(_PEM))
+
+
+def ends(server: Credential) -> datetime:
+    """When a certificate's time is over."""
+    return x509.load_pem_x509_certificates(server.certificate)[0].not_valid_after_utc
 
 
 def check_server(server: Credential, host: str, *, name: str, now: datetime) -> None:
@@ -86,10 +97,12 @@ def check_server(server: Credential, host: str, *, name: str, now: datetime) -> 
     problems = []
     if _spki(certificate.public_key()) != _spki(key.public_key()):
         problems.append(Problem(name=name, value="another key's", wanted="one for its key"))
-    begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    if not begins <= now < ends:
-        value = f"valid from {begins:%Y-%m-%d} to {ends:%Y-%m-%d}"
-        problems.append(Problem(name=name, value=value, wanted=f"valid on {now:%Y-%m-%d}"))
+    begins, over = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if not begins <= now < over:
+        value = f"valid from {begins:%Y-%m-%d} to {over:%Y-%m-%d}"
+        mend = "medsynth-server renew" if now >= over else ""
+        wanted = f"valid on {now:%Y-%m-%d}"
+        problems.append(Problem(name=name, value=value, wanted=wanted, mend=mend))
     if not any(_matches(named, host) for named in _names(certificate)):
         value = f"for {', '.join(_names(certificate)) or 'no name'}"
         problems.append(Problem(name=name, value=value, wanted=f"for {host}"))
@@ -161,6 +174,12 @@ def _spki(key: object) -> bytes:
         _PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
     return public
+
+
+def _private(pem: bytes) -> ec.EllipticCurvePrivateKey:
+    key = serialization.load_pem_private_key(pem, None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    return key
 
 
 def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:

@@ -27,6 +27,7 @@ from medsynth_server.coordinator.enrolment import Enrolment
 from medsynth_server.coordinator.folder import FederationFolder, Settings
 from medsynth_server.coordinator.opening import Attendance, Premises, opened
 from medsynth_server.coordinator.pki import check_server, split_address
+from medsynth_server.coordinator.renewal import ends_soon
 from medsynth_server.coordinator.status import StatusBoard
 from medsynth_server.coordinator.told_privacy import state_told_privacy
 from medsynth_server.engines.flower import FlowerGrid
@@ -105,6 +106,8 @@ class _Running:
             board,
             opened(premises, enrolment.cards, key, attendance, on_pulse=board.look) as (grid, _),
         ):
+            if warning := ends_soon(self.folder):
+                board.note(warning)
             self._train(grid, board, sites=list(enrolment.cards()), stopping=stopping)
             board.finished()
 
