@@ -184,7 +184,7 @@ def load_config(path: Path | None, overrides: Mapping[str, Any]) -> RunConfig:
         BadConfig: with every problem; an unknown key comes with the nearest known one.
 
     """
-    values = _read(path) if path else {}
+    values = read_settings(path) if path else {}
     for dotted, value in overrides.items():
         _put(values, dotted.split("."), value)
     return parse_config(values, name=str(path) if path else "settings")
@@ -209,7 +209,8 @@ def dump_config(config: RunConfig) -> str:
     return tomli_w.dumps(values)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_settings(path: Path) -> dict[str, Any]:
+    """Read a TOML file as it is. Raises `BadConfig` when it is none."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

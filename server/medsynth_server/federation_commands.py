@@ -25,6 +25,9 @@ def init(
         Path | None, typer.Option(help="Your own server certificate, PEM, that systems know.")
     ] = None,
     certificate_key: Annotated[Path | None, typer.Option(help="Its private key, PEM.")] = None,
+    settings: Annotated[
+        Path | None, typer.Option(help="The run's settings, as `simulate` takes them.")
+    ] = None,
     format: Format = "text",
 ) -> None:
     """Found a federation: settings, keys, certificates, and the card to send to hospitals.
@@ -34,7 +37,14 @@ def init(
     from medsynth_common.identity.cards import CoordinatorCard, read_card
     from medsynth_server.coordinator.founding import found
 
-    made = found(folder, address=address, name=name, certificate=certificate, key=certificate_key)
+    made = found(
+        folder,
+        address=address,
+        name=name,
+        certificate=certificate,
+        key=certificate_key,
+        settings=settings,
+    )
     card = read_card(made.card, CoordinatorCard)
     if format == "json":
         facts = {"folder": str(folder), "card": str(made.card), "fingerprint": card.fingerprint}
@@ -158,6 +168,25 @@ def stop(folder: Federation) -> None:
     federation.load()
     asked = ask_to_stop(federation)
     typer.echo("it ends after its current round" if asked else "no coordinator runs there")
+
+
+@commands.command()
+def phantoms(
+    folder: Annotated[Path, typer.Argument(help="The folder to make; new or empty.")],
+    sites: Annotated[int, typer.Option(min=1, max=10_000, help="Hospitals.")] = 2,
+    patients: Annotated[int, typer.Option(min=1, max=10_000, help="Patients of each.")] = 6,
+    side: Annotated[int, typer.Option(min=32, max=192, help="Voxels along each axis.")] = 32,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed, the same bytes.")] = 1,
+) -> None:
+    """Write hospitals of phantoms as NIfTI, to practise with: patients who are nobody.
+
+    Example: medsynth-server phantoms practice --sites 2 --patients 6
+    """
+    from medsynth_server.practice import write_hospitals
+
+    made = write_hospitals(folder, sites=sites, patients=patients, side=side, seed=seed)
+    count = sum(1 for _ in made)
+    typer.echo(f"{folder}: {count} patients in {sites} hospitals")
 
 
 @commands.command()

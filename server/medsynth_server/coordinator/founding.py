@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+import tomli_w
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
@@ -15,6 +16,7 @@ from medsynth_common.identity import SigningKey
 from medsynth_common.identity.cards import CoordinatorCard
 from medsynth_common.identity.keys import write_private
 from medsynth_common.plan import SITE_NAME
+from medsynth_server.config import parse_config, read_settings
 from medsynth_server.coordinator.folder import FederationFolder
 from medsynth_server.coordinator.pki import (
     Credential,
@@ -34,7 +36,8 @@ listen = "{listen}"          # what is bound here
 quorum = 2                   # sites that must answer a round
 join_deadline = 3600.0       # seconds to wait for so many to be in touch
 repeats = 3                  # times that a round without a quorum is asked again
-
+"""
+_RUN: Final = """
 [run]                        # as for `simulate`, see docs/configuration.md
 name = "{run}"
 
@@ -48,7 +51,13 @@ delta = 1e-3
 
 
 def found(
-    path: Path, *, address: str, name: str | None, certificate: Path | None, key: Path | None
+    path: Path,
+    *,
+    address: str,
+    name: str | None,
+    certificate: Path | None,
+    key: Path | None,
+    settings: Path | None = None,
 ) -> FederationFolder:
     """Make a federation's folder; nothing is overwritten.
 
@@ -58,6 +67,7 @@ def found(
         name: of the federation; None: the folder's.
         certificate: the operator's own server certificate, which every system knows.
         key: its key.
+        settings: of the run, as `simulate` takes them; None: the defaults.
 
     Raises:
         BadConfig: something is there already, or the settings cannot be used.
@@ -66,6 +76,8 @@ def found(
     host, port = split_address(address)
     name = name if name is not None else path.resolve().name
     _check(path, name, certificate, key)
+    run = re.sub(r"[^a-z0-9-]", "-", name.lower())[:41]
+    table = _RUN.format(run=run) if settings is None else _run_table(settings)
     folder = FederationFolder(path)
     signing = SigningKey.generate()
     authority, server = _certificates(name, host, certificate, key)
@@ -85,11 +97,17 @@ def found(
     card.write(folder.card)
     write_bytes(folder.sheet, enrolment_sheet(card, server.certificate).encode())
     listen = f"{'127.0.0.1' if host in _LOOPBACK else '0.0.0.0'}:{port}"
-    run = re.sub(r"[^a-z0-9-]", "-", name.lower())[:41]
-    settings = _SETTINGS.format(name=name, address=address, listen=listen, run=run)
+    coordinator = _SETTINGS.format(name=name, address=address, listen=listen)
     # Last: without it there is no federation, and an interrupted init says so when given again.
-    write_bytes(folder.settings, settings.encode())
+    write_bytes(folder.settings, (coordinator + table).encode())
     return folder
+
+
+def _run_table(settings: Path) -> str:
+    """The settings of a run as they were given, once they are known to be good."""
+    values = read_settings(settings)
+    parse_config(values, name=str(settings))
+    return "\n" + tomli_w.dumps({"run": values})
 
 
 def _check(path: Path, name: str, certificate: Path | None, key: Path | None) -> None:

@@ -106,6 +106,8 @@ class _Running:
             board,
             opened(premises, enrolment.cards, key, attendance, on_pulse=board.look) as (grid, _),
         ):
+            enrolled = len(enrolment.cards())
+            board.note(f"serving at {coordinator.listen}, {enrolled} hospitals enrolled")
             if warning := ends_soon(self.folder):
                 board.note(warning)
             self._train(grid, board, sites=list(enrolment.cards()), stopping=stopping)
