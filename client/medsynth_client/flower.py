@@ -137,6 +137,8 @@ class Fleet:
     def deactivate(self, node: int) -> bool:
         """Leave, or end what an earlier process of this node left open; False when nothing was.
 
+        Nothing is open any more, for instance, when the node was away longer than a session lasts.
+
         The coordinator then knows at once that no answer will come to what it had asked.
         """
         try:
@@ -263,6 +265,8 @@ class Fleet:
         code = _flower_code(response)
         if code == ApiErrorCode.FLEET_RUN_STATUS_NOT_ALLOWED:
             return RunEnded("the run is not running any more")
+        if code == ApiErrorCode.FLEET_NODE_DEACTIVATION_FAILED:
+            return NotAdmitted(f"{self._address}: this node is not in session there")
         if code == ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED:
             return NotAdmitted(
                 f"{self._address}: the coordinator does not take this site's node key (is "

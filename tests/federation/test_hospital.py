@@ -14,9 +14,11 @@ from flwr.app import Message
 
 from federation.hospital import Hospital, make_hospital
 from federation.wire import Wire
+from medsynth_client.connection import tls_context
 from medsynth_client.doctor import examine
+from medsynth_client.flower import Fleet
 from medsynth_client.hash_chain import exclusive
-from medsynth_client.node_key import NODE_ID
+from medsynth_client.node_key import NODE_ID, NODE_KEY, load_node_key
 from medsynth_client.privacy_command import read_audit
 from medsynth_client.site_record import read_site
 from medsynth_client.status_command import site_status
@@ -205,6 +207,18 @@ def test_doctor_asks_a_true_coordinator_and_joins_nothing(
     assert found(hospital.folder)["key"] == "ok"
     stranger = make_hospital(tmp_path / "stranger", name="stranger", card=card_of(wire))
     assert found(stranger.folder)["key"] == "bad"
+
+
+def test_a_node_whose_session_ended_while_it_was_away_joins_again(
+    hospital: Hospital, wire: Wire
+) -> None:
+    card = card_of(wire)
+    key, context = load_node_key(hospital.folder / NODE_KEY), tls_context(card, None)
+    with Fleet(card.address, key=key, context=context) as fleet:
+        node = fleet.activate()
+        assert fleet.deactivate(node)
+        assert not fleet.deactivate(node)  # as after a minute without a heartbeat
+        assert fleet.activate() == node
 
 
 def test_a_key_that_is_not_enrolled_is_told_at_once(wire: Wire, tmp_path: Path) -> None:
