@@ -10,6 +10,7 @@ was released. `python -m benchmarks.hostile_network --kills 30 --cut 90`, as roo
 import argparse
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import tempfile
 import time
 import tomllib
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -131,7 +132,10 @@ class Disturbed:
             if isinstance(event, RoundEvent) and len(set(event.sites)) != len(event.sites):
                 self.broken.append(f"{event.stage} round {event.round}: a site counted twice")
         for site in SITES:
-            self.broken += [f"{site}: {problem}" for problem in uncharged(self.folder / site)]
+            if (self.folder / site / "ledger.db").exists():
+                self.broken += [f"{site}: {problem}" for problem in uncharged(self.folder / site)]
+            else:
+                self.broken.append(f"{site}: never asked, it has no ledger")
 
     def _kill(self, draw: random.Random, coordinator: subprocess.Popen[bytes]) -> None:
         who = draw.choice(("node", "trainer", "coordinator"))
@@ -212,8 +216,9 @@ def main(kills: int = 30, *, each: int = 10, cut: float = 90.0, seed: int = 1) -
         return False
     draw = random.Random(seed)
     told: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory(prefix="medsynth-network-") as name:
-        top = Path(name)
+    top = Path(tempfile.mkdtemp(prefix="medsynth-network-"))
+    with ExitStack() as held:
+        held.callback(print, f"logs are in {top}", flush=True)
         (top / "tiny.toml").write_text(tomli_w.dumps(_settings()))
         like = run_undisturbed(top / "tiny.toml", top / "undisturbed")
         left = kills
@@ -239,6 +244,9 @@ def main(kills: int = 30, *, each: int = 10, cut: float = 90.0, seed: int = 1) -
             left -= len(disturbed.killed)
             if not disturbed.killed:
                 break  # it ended before anything could be killed: it would again
+        if not any(one["broken"] for one in told):
+            held.pop_all()
+            shutil.rmtree(top)
     write_json(Path("runs/bench/hostile_network.json"), {"seed": seed, "federations": told})
     return not any(one["broken"] for one in told)
 

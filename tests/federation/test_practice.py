@@ -1,4 +1,8 @@
-"""The practice federation of docs/federation.md, followed word for word."""
+"""The practice federation of docs/federation.md, followed word for word.
+
+Every process of it, at both sides, is watched meanwhile: none looks up a name or opens a connection
+beyond this machine.
+"""
 
 import os
 import re
@@ -18,6 +22,25 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "federation.md"
 HEADING = "## Practise on one machine"
 SECONDS = 600.0
+#: Python loads this before anything else; audit events (PEP 578) cannot be got around.
+WATCHER = """\
+import os, sys
+
+def note(event, arguments):
+    if event in ("socket.connect", "socket.sendto", "socket.sendmsg"):
+        address = arguments[1]
+    elif event in ("socket.getaddrinfo", "socket.gethostbyname"):
+        address = arguments[:1]
+    else:
+        return
+    if isinstance(address, tuple):  # a Unix socket's address is text
+        line = os.open(os.environ["ADDRESSES"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        os.write(line, f"{event} {address[0]}\\n".encode())
+        os.close(line)
+
+sys.addaudithook(note)
+"""
+HERE = {"localhost", "127.0.0.1", "::1", "None", ""}
 
 
 def blocks(page: str, heading: str) -> Iterator[list[str]]:
@@ -41,8 +64,16 @@ class Person:
             script = programs / f"medsynth-{program}"
             script.write_text(f'#!/bin/sh\nexec {sys.executable} -m medsynth_{program} "$@"\n')
             script.chmod(0o755)
+        (programs / "sitecustomize.py").write_text(WATCHER)
+        self.addresses = folder / "addresses"
         path = f"{programs}{os.pathsep}{os.environ['PATH']}"
-        self._environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
+        self._environment = {
+            **os.environ,
+            "PATH": path,
+            "PYTHONPATH": f"{programs}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+            "ADDRESSES": str(self.addresses),
+            "OMP_NUM_THREADS": "1",
+        }
         (folder / "deploy").symlink_to(ROOT / "deploy")
 
     def types(self, command: str) -> str:
@@ -113,6 +144,9 @@ def test_the_page_is_followed_word_for_word_from_nothing_to_a_report(tmp_path: P
     finally:
         person.goes_home()
     assert followed == 15
+    asked = {line.partition(" ")[2] for line in person.addresses.read_text().splitlines()}
+    assert asked & HERE, "the watcher saw nothing"
+    assert asked <= HERE
     rounds = [
         event
         for event in read_events(tmp_path / "study" / "run" / "metrics.jsonl")
