@@ -8,9 +8,9 @@ import pytest
 import torch
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def _one_thread() -> None:
-    """Sums change with the number of threads, and tests share a machine."""
+    """Sums change with the number of threads, which a command that a test ran may have set."""
     torch.set_num_threads(1)
 
 

@@ -172,7 +172,6 @@ def _make_keys(folder: Path, name: str) -> SiteCard:
     signing = SigningKey.generate()
     signing.save(folder / SIGNING_KEY)
     node = make_node_key(folder / NODE_KEY)
-    (folder / "keys").chmod(0o700)
     return SiteCard(site=name, node_key=public_line(node), signing_key=signing.public.text)
 
 

@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -92,8 +92,9 @@ def _hospital(site: Path, logs: Path, device: str) -> Iterator[None]:
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     with (logs / f"{site.name}.log").open("ab") as log:
         process = subprocess.Popen(
-            [*command, "--threads", "1"],
-            stdin=subprocess.DEVNULL,
+            # However this process ends, the hospital's standard input then closes, and it ends too.
+            [*command, "--threads", "1", "--watch-parent"],
+            stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,
             env={**os.environ, **threads},
@@ -108,6 +109,9 @@ def _hospital(site: Path, logs: Path, device: str) -> Iterator[None]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+            assert process.stdin is not None
+            with suppress(BrokenPipeError):
+                process.stdin.close()
 
 
 def _home(folder: RunFolder) -> Path:

@@ -58,6 +58,7 @@ def test_a_new_federation_has_settings_keys_that_are_its_own_and_a_card(
     assert settings.coordinator.name == "study"
     assert settings.coordinator.listen == "0.0.0.0:8443"
     assert settings.run.name == "study"
+    assert stat.S_IMODE(study.signing_key.parent.stat().st_mode) == 0o700
     for key in (study.signing_key, study.server_key, study.authority_key):
         assert stat.S_IMODE(key.stat().st_mode) == 0o600
     card = read_card(study.card, CoordinatorCard)

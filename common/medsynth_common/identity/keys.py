@@ -122,8 +122,11 @@ def read_owned(path: Path) -> bytes:
 
 
 def write_private(path: Path, content: bytes) -> None:
-    """Write a new file of mode 0600, durably. Raises `BadConfig` when there is one already."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a new file of mode 0600, durably. Raises `BadConfig` when there is one already.
+
+    A folder that is made for it is its owner's alone.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError as error:
