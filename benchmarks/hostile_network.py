@@ -156,7 +156,7 @@ class Disturbed:
         path = self.study / "run" / "metrics.jsonl"
         if not path.exists():
             return 0
-        return path.read_bytes().count(b'"round"')
+        return path.read_bytes().count(b'"event":"round"')
 
     def _last_words(self) -> str:
         return " | ".join((self.folder / f"{COORDINATOR}.log").read_text().splitlines()[-5:])

@@ -8,6 +8,7 @@ A proxy is taken from HTTPS_PROXY, https_proxy and NO_PROXY, as by most programs
 opens TLS needs its certificate authority in `connection.extra_ca` of `site.toml`.
 """
 
+import errno
 import socket
 import ssl
 from collections.abc import Iterator
@@ -108,6 +109,11 @@ def fault_of(error: BaseException, address: str) -> ConnectionFailed:
             return Unreachable(
                 f"{address}: connection refused, nobody listens there (is the coordinator "
                 "running? does the firewall let this machine out to that port?)"
+            )
+        if isinstance(cause, OSError) and cause.errno in (errno.EHOSTUNREACH, errno.ENETUNREACH):
+            return Unreachable(
+                f"{address}: no way there (is this machine's network up? is the address on "
+                f"{COORDINATOR_CARD} right?)"
             )
     if "timeout" in type(error).__name__.lower() or isinstance(error, TimeoutError):
         return Unreachable(

@@ -1,5 +1,6 @@
 """Every way a first connection fails, over true TLS: one line that says what to do."""
 
+import errno
 import json
 import socket
 import socketserver
@@ -145,6 +146,8 @@ def test_nobody_there_and_no_such_name() -> None:
     found = fault(address)
     assert isinstance(found, Unreachable)
     assert "connection refused" in str(found)
+    away = OSError(errno.EHOSTUNREACH, "No route to host")
+    assert "is this machine's network up?" in str(fault_of(away, "10.0.0.1:1"))
     unknown = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
     assert "no such name in DNS" in str(fault_of(unknown, "nowhere.example:1"))
 
