@@ -35,6 +35,7 @@ from medsynth_common.update import SiteUpdate
 from medsynth_common.wire.parts import plan_parts, update_from_parts
 from medsynth_common.wire.records import plan_from_records, update_to_records
 from medsynth_common.wire.trainer_rpc import TrainerClient
+from medsynth_server.engines.by_messages import ByMessages
 from medsynth_server.flower import (
     error_reply,
     give_message_id,
@@ -63,12 +64,14 @@ class WorkerSettings:
         device: `auto`, `cpu`, `cuda`, `cuda:N`.
         threads: CPU threads of each; fixed, since sums change with the number of threads.
         logs: folder for what they print.
+        shared: let several trainers hold the same sites, a plan at a time each.
 
     """
 
     device: str
     threads: int
     logs: Path
+    shared: bool = False
 
 
 class Worker:
@@ -152,6 +155,7 @@ class Worker:
             *("--device", self._settings.device),
             *("--threads", str(self._settings.threads)),
             "--watch-parent",
+            *(("--shared",) if self._settings.shared else ()),
         ]
         threads = str(self._settings.threads)
         self._process = subprocess.Popen(
@@ -189,7 +193,7 @@ class Worker:
                 return
 
 
-class LocalGrid(Grid):  # type: ignore[misc] # flwr ships no types that mypy follows
+class LocalGrid(ByMessages, Grid):  # type: ignore[misc] # flwr ships no types mypy follows
     """A Flower grid of sites on this machine. Use it as a context manager."""
 
     def __init__(self, sites: Sequence[Path], *, workers: int, settings: WorkerSettings) -> None:
