@@ -27,6 +27,7 @@ from medsynth_server.flower import (
     start_identity,
     train_message,
 )
+from medsynth_server.flower.link import Link
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Every import of `flower/` that is not of Flower's public modules.
@@ -38,6 +39,7 @@ PRIVATE = {
     },
     "flwr.simulation": {"run_simulation"},
     "flwr.server.superlink.linkstate": {"LinkStateFactory"},
+    "flwr.supercore": {"sql_mixin"},
     "flwr.supercore.constant": {"FLEET_HTTP_PUBLIC_KEY_HEADER", "NOOP_FEDERATION_ID", "TaskType"},
     "flwr.supercore.error": {"http_error_translator"},
     "flwr.supercore.inflatable.inflatable_object": {
@@ -192,3 +194,14 @@ def test_nothing_calls_home_when_the_command_line_brings_flower_in() -> None:
     )
     assert ended.returncode == 0, ended.stderr
     assert "no such folder" in ended.stderr
+
+
+def test_a_connection_to_the_links_database_keeps_little_in_memory(tmp_path: Path) -> None:
+    link = Link(tmp_path / "link.db")
+    with link._state.session() as session:
+        told = {
+            name: session.connection().exec_driver_sql(f"PRAGMA {name}").scalar()
+            for name in ("cache_size", "mmap_size", "synchronous")
+        }
+    link.close()
+    assert told == {"cache_size": -4000, "mmap_size": 0, "synchronous": 1}

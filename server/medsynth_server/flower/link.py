@@ -26,6 +26,7 @@ from flwr.common.constant import (
     Status,
 )
 from flwr.server.superlink.linkstate import LinkStateFactory
+from flwr.supercore import sql_mixin
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, NOOP_FEDERATION_ID, TaskType
 from flwr.supercore.error import http_error_translator
 from flwr.supercore.inflatable.inflatable_object import (
@@ -61,6 +62,14 @@ _ROOM: Final = 1 << 20
 #: So much of an answer waits in memory for the rest; a longer one, on disk.
 _IN_MEMORY: Final = 32 << 20
 _CHUNK: Final = "ArrayChunk"
+
+# Flower gives each connection to its database, one a thread, a cache of 64 MB and a map of 256 MB
+# of the file: with a few sites' answers passing, more than all the weights.
+sql_mixin.SQLITE_PRAGMAS = (
+    *(one for one in sql_mixin.SQLITE_PRAGMAS if one[0] not in ("cache_size", "mmap_size")),
+    ("cache_size", "-4000"),
+    ("mmap_size", "0"),
+)
 
 
 class Gone(MedsynthError):
