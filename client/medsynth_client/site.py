@@ -89,7 +89,7 @@ class Site:
         ):
             self._check_address(plan)
             seal_answer = self._credentials.take(plan)  # 1. seal
-            kept = self._keeping.load()
+            kept = self._keeping.load(digest)
             if kept.plan_digest == digest and kept.header is not None:  # 2. look
                 return seal_answer(update_from_tensors(kept.header, kept.update))
             self._check(plan)  # 3. check
