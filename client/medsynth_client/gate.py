@@ -36,6 +36,7 @@ class _Asked:
 
     content: bytes
     tensors: Mapping[str, Tensor]
+    meant: Mapping[str, Tensor]
     expected: Mapping[str, Tensor]
     receipts: Sequence[Receipt]
     plan_digest: str
@@ -64,6 +65,7 @@ class Gate:
         stage: str,
         round: int,
         project: str,
+        meant: Mapping[str, Tensor] | None = None,
     ) -> bytes:
         """Give `update_bytes` back once they may leave.
 
@@ -76,6 +78,7 @@ class Gate:
             stage: the plan's stage.
             round: the plan's round.
             project: the plan's run.
+            meant: the weights that rounded tensors stand for; they are measured in their place.
 
         Raises:
             PolicyRefusal: stage, size or norm is not allowed here.
@@ -88,6 +91,7 @@ class Gate:
         asked = _Asked(
             content=update_bytes,
             tensors=tensors,
+            meant=tensors if meant is None else meant,
             expected=expected,
             receipts=receipts,
             plan_digest=plan_digest,
@@ -180,7 +184,7 @@ class Gate:
             raise NotCharged(f"the receipt for {receipt.mechanism} has let a release out before")
 
     def _check_norm(self, asked: _Asked) -> None:
-        flat = (tensor.detach().cpu().double().flatten() for tensor in asked.tensors.values())
+        flat = (tensor.detach().cpu().double().flatten() for tensor in asked.meant.values())
         norm = math.sqrt(sum(float(numbers.dot(numbers)) for numbers in flat))
         if not norm <= self._policy.maximum_norm:
             wanted = f"at most {self._policy.maximum_norm:g}"
