@@ -11,6 +11,9 @@ from medsynth_common.labels import ANATOMY, TUMOUR, Tissue
 #: Background voxels kept on every side of the brain, so that its edge is seen as an edge.
 _MARGIN: Final = 1
 
+#: About how large a brain is along x, y and z, in millimetres.
+_BRAIN_MM: Final = (145.0, 180.0, 140.0)
+
 Shape = tuple[int, int, int]
 
 
@@ -54,7 +57,7 @@ class Frame:
 
 
 def fit_frame(grid: Shape, affine: NDArray[np.float64], shape: Shape) -> Frame:
-    """Return the frame that fits `grid` centred into `shape`, with cubic voxels.
+    """Return the frame that fits `grid` centred into `shape`; for the voxels' form see `voxel_form`.
 
     Voxels of the new grid are as small as they can be with all of the old grid inside. Where they
     are larger than the old ones, each averages what it covers (a triangle as wide as two voxels),
@@ -68,7 +71,8 @@ def fit_frame(grid: Shape, affine: NDArray[np.float64], shape: Shape) -> Frame:
     """
     old_mm = np.linalg.norm(affine[:3, :3], axis=0)
     room = np.asarray(shape) - 2 * _MARGIN
-    new_mm = float(np.max(np.asarray(grid) * old_mm / room))
+    form = voxel_form(shape)
+    new_mm = form * np.max(np.asarray(grid) * old_mm / (room * form))
     step = new_mm / old_mm  # old voxels per new voxel
     first = (np.asarray(grid) - 1) / 2 - step * (np.asarray(shape) - 1) / 2
     new_to_old = np.eye(4)
@@ -79,6 +83,16 @@ def fit_frame(grid: Shape, affine: NDArray[np.float64], shape: Shape) -> Frame:
         for old, new, start, width in zip(grid, shape, first, step, strict=True)
     )
     return Frame(weights=(x, y, z), affine=affine @ new_to_old)
+
+
+def voxel_form(shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Give the sides of a voxel of the grid `shape` against the x side, (3,).
+
+    Voxels are cubes, unless the grid is too flat for a head of them: then its slices are as thick
+    as a head asks for. It depends on the grid alone, so that all patients on a grid have the same.
+    """
+    x, y, z = (side / (edge - 2 * _MARGIN) for side, edge in zip(_BRAIN_MM, shape, strict=True))
+    return np.array([1.0, 1.0, max(1.0, z / max(x, y))])
 
 
 def _weights(old: int, new: int, start: float, step: float) -> NDArray[np.float32]:
