@@ -57,7 +57,7 @@ class Frame:
 
 
 def fit_frame(grid: Shape, affine: NDArray[np.float64], shape: Shape) -> Frame:
-    """Return the frame that fits `grid` centred into `shape`; for the voxels' form see `voxel_form`.
+    """Return the frame that fits `grid` centred into `shape`, with voxels of the `voxel_form`.
 
     Voxels of the new grid are as small as they can be with all of the old grid inside. Where they
     are larger than the old ones, each averages what it covers (a triangle as wide as two voxels),
