@@ -56,13 +56,14 @@ class PatchGanCritic:
         for _ in range(self._order.mechanism("critic").steps):
             self._step(self._real_loss, lambda: fake_loss(self._judge_crops(*fakes()), game).mean())
 
-    def learn_from_pairs(self, imitate: Imitate) -> None:
+    def learn_from_pairs(self, imitator: Callable[[], Imitate]) -> None:
         """Take one step in which each sampled patient brings fakes of its own label map.
 
         They are as private as the patient is: real and fake half make one gradient, clipped as
-        one. In return the critic cannot tell the two apart by whose label map they are of.
+        one. In return the critic cannot tell the two apart by whose label map they are of. Each has
+        an `imitator` of its own: the others' fakes must not change when a patient is left out.
         """
-        self._step(lambda volume: self._pair_loss(volume, imitate))
+        self._step(lambda volume: self._pair_loss(volume, imitator()))
 
     def loss(self, classes: Tensor, image: Tensor) -> Tensor:
         """The generator's half of the game."""

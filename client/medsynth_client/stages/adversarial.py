@@ -173,7 +173,7 @@ class _GeneratorTraining:
         turns = self.order.mechanism("critic").steps if self.settings.plays_on_pairs else 0
         for step in range(max(mechanism.steps, turns)):
             if step < turns and isinstance(self.critic, PatchGanCritic):
-                self.critic.learn_from_pairs(self.imitator())
+                self.critic.learn_from_pairs(self.imitator)
             if step < mechanism.steps:
                 chosen = poisson_sample(
                     len(patients), mechanism.sampling_rate, self.order.randomness
