@@ -119,7 +119,7 @@ def simulate(
 
 @app.command()
 def synthesize(
-    run_folder: Annotated[Path, typer.Argument(help="A finished run's folder.")],
+    run_folder: Annotated[Path, typer.Argument(help="A finished run, or an exported one.")],
     out: Annotated[Path, typer.Option(help="The set's folder; new, or one to go on with.")],
     count: Annotated[int, typer.Option(min=1, max=10_000_000, help="Volumes.")],
     edit: Annotated[
@@ -160,6 +160,25 @@ def synthesize(
         seed=seed,
     )
     typer.echo(make_set(run_folder, out, wish).told(as_json=format == "json"))
+
+
+@app.command()
+def export(
+    run_folder: Annotated[Path, typer.Argument(help="A finished run's folder.")],
+    out: Annotated[Path, typer.Option(help="The folder to make.")],
+    licence: Annotated[str, typer.Option(help="Of the weights, for the card.")] = "not stated",
+    format: Format = "text",
+) -> None:
+    """Put a finished run's model into one folder: generator, styles, segmenter, privacy, a card.
+
+    Another machine can synthesize from it; it holds nothing else of the run.
+
+    Example: medsynth-server export runs/first --out models/first --licence CC-BY-4.0
+    """
+    from medsynth_server.export import export as export_model
+
+    exported = export_model(run_folder, out, licence=licence)
+    typer.echo(exported.told(as_json=format == "json"))
 
 
 @app.command()

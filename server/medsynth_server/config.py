@@ -114,6 +114,7 @@ class Adversarial(AdversarialSettings):
     clip: float = Field(default=1.0, gt=0)
     paired_share: float = Field(default=0.25, gt=0)
     paired_clip: float = Field(default=1.0, gt=0)
+    paired_sampling_rate: float = Field(default=0.2, gt=0, le=1)
 
 
 class Metrics(Value):

@@ -50,7 +50,7 @@ class _Scan:
 
 
 def prepare(files: PatientFiles, shape: Shape, config: DataConfig) -> Patient:
-    """Read one patient and fit the brain, centred, into a grid of `shape` with cubic voxels.
+    """Read one patient and fit the brain, centred, into a grid of `shape`.
 
     Expects files that `check_patients` has found good.
 
