@@ -1,15 +1,13 @@
 """Public heads to learn from: drawn ones, and those of folders that say they are public."""
 
-import multiprocessing
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medsynth_common.phantom import draw_labels
-from medsynth_server.public_pool import end_with_parent
+from medsynth_server.workers import worker_pool
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -28,10 +26,8 @@ class Head:
 
 def draw_heads(*, seed: int, count: int, workers: int) -> Iterator[Head]:
     """Draw `count` phantoms, every third without a tumour; the same seed draws the same ones."""
-    # A fresh interpreter for each worker: forking a process that holds threads is unsafe.
-    context = multiprocessing.get_context("spawn")
     jobs = [(seed, number) for number in range(count)]
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent) as hands:
+    with worker_pool(workers) as hands:
         yield from hands.map(draw_head, jobs)
 
 
