@@ -87,12 +87,12 @@ def cooccurrence(levels: NDArray[np.int64], mask: NDArray[np.bool_]) -> Floats:
     for axis in range(3):
         one, other = [slice(None)] * 3, [slice(None)] * 3
         one[axis], other[axis] = slice(None, -1), slice(1, None)
-        both = mask[tuple(one)] & mask[tuple(other)]
-        pairs = levels[tuple(one)][both] * _LEVELS + levels[tuple(other)][both]
+        inside = mask[tuple(one)] & mask[tuple(other)]
+        pairs = levels[tuple(one)][inside] * _LEVELS + levels[tuple(other)][inside]
         joint += np.bincount(pairs, minlength=_LEVELS * _LEVELS)
-    square = joint.reshape(_LEVELS, _LEVELS)
-    square = square + square.T
-    return square / max(square.sum(), 1.0)
+    square: Floats = joint.reshape(_LEVELS, _LEVELS)
+    both_ways: Floats = square + square.T
+    return both_ways / max(float(both_ways.sum()), 1.0)
 
 
 def shape(mask: NDArray[np.bool_]) -> Floats:

@@ -78,7 +78,8 @@ def holm(p: Sequence[float]) -> list[float]:
 def dice_by_patient(trainings: Sequence[TrainingScores], region: Region) -> Floats:
     """Dice of every patient who has the region, averaged over seeds: (patient,)."""
     rows = [[s.dice for s in _scores(one, region) if s.dice is not None] for one in trainings]
-    return np.asarray(rows, dtype=np.float64).mean(axis=0)
+    means: Floats = np.asarray(rows, dtype=np.float64).mean(axis=0)
+    return means
 
 
 def _region(trainings: Sequence[TrainingScores], region: Region) -> RegionResult:

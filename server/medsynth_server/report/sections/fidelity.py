@@ -12,21 +12,15 @@ from medsynth_server.report.section import Section
 _WORST = 5  # tissues and contrasts that are named
 
 
-def fidelity(folder: RunFolder) -> Section:
-    """Show each figure of every generator beside the control."""
-    title = "How near synthetic volumes are to real ones"
+def fidelity(folder: RunFolder) -> Section | None:
+    """Show each figure of every generator beside the control; None unless it was asked for."""
     found = folder.fidelity
     if found is None:
-        return Section(
-            name="fidelity",
-            title=title,
-            missing="Synthetic volumes have not been compared with real ones "
-            "(medsynth-server evaluate; it needs ten patients).",
-        )
+        return None
     sets = _sets(found)
     return Section(
         name="fidelity",
-        title=title,
+        title="How near synthetic volumes are to real ones",
         facts={
             "who": "phantoms" if found.phantoms else "patients",
             "volumes": found.volumes,

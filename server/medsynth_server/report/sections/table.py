@@ -18,20 +18,14 @@ from medsynth_server.table.telling import (
 )
 
 
-def table(folder: RunFolder) -> Section:
-    """Show the table in the paper's layout, then every region, then what differs."""
-    title = "What synthetic volumes are worth"
-    if folder.table is None:
-        return Section(
-            name="table",
-            title=title,
-            missing="Segmenters have not been trained on real and synthetic volumes to compare "
-            "(medsynth-server evaluate).",
-        )
+def table(folder: RunFolder) -> Section | None:
+    """Show the table in the paper's layout, then every region; None unless it was asked for."""
     found = folder.table
+    if found is None:
+        return None
     return Section(
         name="table",
-        title=title,
+        title="What synthetic volumes are worth",
         facts={
             "columns": [str(column) for column in Column],
             "groups": _groups(found),
