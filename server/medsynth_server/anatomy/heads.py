@@ -2,10 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from medsynth_common.anatomy.network import depth_of
+from medsynth_common.labels import Tissue
 from medsynth_common.phantom import draw_labels
 from medsynth_server.workers import worker_pool
 
@@ -22,6 +25,11 @@ class Head:
 
     labels: NDArray[np.uint8]
     image: NDArray[np.float32] | None = None
+
+    @cached_property
+    def depth(self) -> NDArray[np.float32]:
+        """How deep each voxel lies, (x, y, z), as the network is told it."""
+        return depth_of(self.labels != Tissue.BACKGROUND)
 
 
 def draw_heads(*, seed: int, count: int, workers: int) -> Iterator[Head]:
