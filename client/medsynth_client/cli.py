@@ -389,8 +389,8 @@ def release_check(
     held_out: Annotated[
         Path | None,
         typer.Option(
-            help="Patients never trained on, a folder each; default: those of the site's data "
-            "folder that site.toml does not name."
+            help="Patients never trained on, a folder each; default: those that site.toml holds "
+            "out or does not name."
         ),
     ] = None,
     override: Annotated[
@@ -425,6 +425,28 @@ def release_check(
             typer.echo(f"released anyway by {check.override.who}: {check.override.reason}")
     if not may_leave(check):
         raise typer.Exit(5)
+
+
+@app.command()
+def evaluate(
+    site: SiteFolder,
+    weights: Annotated[Path, typer.Argument(help="A federation's weights/segmenter.safetensors.")],
+    settings: Annotated[
+        Path | None, typer.Option(help="That run's config.toml; default: beside weights/.")
+    ] = None,
+    format: Format = "text",
+) -> None:
+    """Measure a segmenter on the site's own held-out patients (held_out in site.toml).
+
+    The scores stay at the site: evaluation.json, which its owner alone can read, and a line in the
+    audit log. Nothing is sent.
+
+    Example: medsynth-client evaluate /srv/medsynth/site-a results/weights/segmenter.safetensors
+    """
+    from medsynth_client.evaluate_command import evaluate_here
+
+    found = evaluate_here(site, weights, settings=settings)
+    typer.echo(found.model_dump_json(indent=2) if format == "json" else found.told())
 
 
 def _fail_for(problems: "Sequence[Problem]") -> None:

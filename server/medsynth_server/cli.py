@@ -9,6 +9,7 @@ from medsynth_common import __version__
 from medsynth_common.command_line import run
 from medsynth_common.edit_kind import EditKind
 from medsynth_server.federation_commands import commands
+from medsynth_server.pretrain_commands import pretrain
 
 app = typer.Typer(
     name="medsynth-server",
@@ -114,6 +115,45 @@ def simulate(
         settings, out, data=data, engine=engine, release_anyway=release_anyway
     )
     typer.echo(summarise(finished.folder, finished.report, as_json=format == "json"))
+
+
+@app.command()
+def evaluate(
+    what: Annotated[
+        Path, typer.Argument(help="A finished simulation's folder, or settings to simulate first.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="With settings: the run's folder; new, or one to resume.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="With settings: real patients; default: phantoms.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(help="Trainings of every cell.")] = None,
+    architectures: Annotated[
+        str | None, typer.Option(help="unet, segresnet, or both with a comma.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Training steps of every cell.")] = None,
+    format: Format = "text",
+) -> None:
+    """Measure what a simulation's synthetic volumes are worth, as Shin et al. 2018 did.
+
+    Segmenters are trained on real patients, on synthetic volumes, on both, and on synthetic ones
+    and then a tenth of the real; each with and without augmentation, all on held-out patients.
+    Then how near synthetic volumes are to real ones. Stopped at any moment, the same command goes
+    on. The results are in OUT/evaluation and in the report.
+
+    Example: medsynth-server evaluate deploy/examples/paper-table.toml --out runs/table
+    """
+    from medsynth_server.evaluate import Wish
+    from medsynth_server.evaluate import evaluate as run_evaluation
+
+    wish = Wish(
+        seeds=seeds,
+        architectures=None if architectures is None else tuple(architectures.split(",")),
+        steps=steps,
+    )
+    evaluated = run_evaluation(what, out, data=data, wish=wish)
+    typer.echo(evaluated.told(as_json=format == "json"))
 
 
 @app.command()
@@ -238,6 +278,7 @@ def audit_dp(
 
 
 app.add_typer(commands)  # without a name: they stand beside the others
+app.add_typer(pretrain, name="pretrain")
 
 
 def main() -> None:

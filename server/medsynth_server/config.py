@@ -143,6 +143,33 @@ class Evaluation(Value):
     reference: bool = True
 
 
+class Table(Value):
+    """What `evaluate` trains, to fill the table of Shin et al. 2018.
+
+    Attributes:
+        seeds: trainings of every cell, each from other random weights.
+        architectures: the segmenters.
+        steps: training steps of every cell, whatever it is trained on.
+        synthetic: volumes of each generator; None for as many as there are real patients.
+        learning_rate: Adam's; it falls to 0 as a cosine does.
+        real_share: part of each site's patients that a fine-tuned segmenter sees.
+        tuning_share: part of its steps that it sees them in.
+        tuning_rate: factor on the learning rate in these.
+
+    """
+
+    seeds: int = Field(default=3, ge=1, le=100)
+    architectures: Annotated[
+        tuple[Literal["unet", "segresnet"], ...], Field(min_length=1, max_length=2)
+    ] = ("unet",)
+    steps: int = Field(default=200, ge=1, le=1_000_000)
+    synthetic: int | None = Field(default=None, ge=1, le=100_000)
+    learning_rate: float = Field(default=5e-3, gt=0, le=1)
+    real_share: float = Field(default=0.1, gt=0, le=1)
+    tuning_share: float = Field(default=0.3, gt=0, lt=1)
+    tuning_rate: float = Field(default=0.4, gt=0, le=1)
+
+
 class RunConfig(Value):
     """Everything a run depends on."""
 
@@ -164,6 +191,7 @@ class RunConfig(Value):
     adversarial: Adversarial = Adversarial()
     metrics: Metrics = Metrics()
     evaluation: Evaluation = Evaluation()
+    table: Table = Table()
     data: DataConfig = DataConfig()
 
     @model_validator(mode="after")
