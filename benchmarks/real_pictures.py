@@ -6,8 +6,8 @@ DATA holds `ms_lesions/` and `tcga_lgg/` as published. WORK keeps the mended cop
 goes on where it stopped: `deploy/examples/real_pairs.toml`, without privacy, on public patients.
 Both are hospitals of one run; ms-lesions holds one patient out.
 
-A row of `real` and one of `synthetic` are the same patient's label map, here alone: elsewhere a
-patient's map is never painted. Credit lines are drawn into the pictures.
+The rows below a real one are painted from a patient's own label map: here alone, since these are
+public. Credit lines are drawn into the pictures.
 """
 
 import shutil
@@ -22,6 +22,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.phantom_pictures import COLOURS
@@ -30,7 +31,6 @@ from medsynth_common.dataset.mend import write_prepared
 from medsynth_common.editing import EditKind, apply_all, draw_edits
 from medsynth_common.labels import CONTRASTS, TUMOUR
 from medsynth_common.learning.label_bank import label_bank
-from medsynth_common.learning.volumes import Volume
 from medsynth_common.tensors import unpack
 from medsynth_server.config import RunConfig, load_config, read_settings
 from medsynth_server.model import Model
@@ -56,11 +56,12 @@ _SITES: Final = {
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One row of a picture: a label map and four contrasts of it."""
+    """One row of a picture: a label map and four contrasts of it, at the axial slice `z`."""
 
     name: str
     labels: Tensor
     image: Tensor
+    z: int
 
 
 def main(data: Path, work: Path, pictures: Path) -> None:
@@ -103,39 +104,42 @@ def painter(run: RunFolder, config: RunConfig) -> Painter:
 
 
 def _rows(site: SimulatedSite, paint: Painter, config: RunConfig) -> Iterator[Row]:
-    def synthetic(name: str, labels: Tensor) -> Row:
+    def synthetic(name: str, labels: Tensor, z: int) -> Row:
         draw = torch.Generator().manual_seed(4)
         image = paint.paint(labels[None], [site.name], draw)[0]
-        return Row(name=f"synthetic, {name}", labels=labels, image=image)
+        return Row(name=f"synthetic: {name}", labels=labels, image=image, z=z)
 
     known = site.load_trained_on(config, count=2)
     held_out = site.load_held_out(config)
     for volume in (known + held_out)[-2:]:
         seen = "trained on" if any(volume is one for one in known) else "held out"
-        yield Row(name=f"real, {seen}", labels=volume.labels, image=volume.image)
-        yield synthetic(f"its map ({seen})", volume.labels)
+        z = _fullest(np.isin(volume.labels.numpy(), TUMOUR))
+        yield Row(name=f"real ({seen})", labels=volume.labels, image=volume.image, z=z)
+        yield synthetic("same map", volume.labels, z)
     for kind in (EditKind.MOVED, EditKind.LARGER):
-        yield synthetic(f"a trained map, tumour {kind}", _edited(known, kind))
-    yield synthetic("a phantom's map", label_bank(3, 1, config.grid)[0])
+        before = known[-1].labels.numpy()
+        edits = draw_edits(np.random.default_rng(6), before, kind)
+        after = apply_all(edits, before)
+        changed = np.isin(after, TUMOUR) & ~np.isin(before, TUMOUR)
+        yield synthetic(f"tumour {kind}", torch.from_numpy(after), _fullest(changed))
+    drawn = label_bank(3, 1, config.grid)[0]
+    yield synthetic("a phantom's map", drawn, _fullest(np.isin(drawn.numpy(), TUMOUR)))
 
 
-def _edited(volumes: Sequence[Volume], kind: EditKind) -> Tensor:
-    labels = volumes[0].labels.numpy()
-    edits = draw_edits(np.random.default_rng(6), labels, kind)
-    return torch.from_numpy(apply_all(edits, labels))
+def _fullest(mask: NDArray[np.bool_]) -> int:
+    """Find the axial slice with the most voxels of a mask (x, y, z)."""
+    return int(mask.sum(axis=(0, 1)).argmax())
 
 
 def _picture(rows: Sequence[Row], credit: str) -> Figure:
     figure, axes = plt.subplots(len(rows), 5, figsize=(10, 2.05 * len(rows)), facecolor="black")
     for cells, row in zip(axes, rows, strict=True):
-        tumour = np.isin(row.labels.numpy(), TUMOUR).sum(axis=(0, 1))
-        z = int(tumour.argmax()) if tumour.any() else row.labels.shape[2] // 2
         cells[0].imshow(
-            row.labels[:, :, z].T, cmap=COLOURS, vmin=0, vmax=8, interpolation="nearest"
+            row.labels[:, :, row.z].T, cmap=COLOURS, vmin=0, vmax=8, interpolation="nearest"
         )
         cells[0].set_title(row.name, color="white", fontsize=7)
         for cell, contrast, values in zip(cells[1:], CONTRASTS, row.image, strict=True):
-            cell.imshow(values[:, :, z].T, cmap="gray", vmin=0, vmax=1.05)
+            cell.imshow(values[:, :, row.z].T, cmap="gray", vmin=0, vmax=1.05)
             cell.set_title(contrast.value, color="white", fontsize=7)
         for cell in cells:
             cell.invert_yaxis()

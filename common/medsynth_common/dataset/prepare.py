@@ -18,7 +18,7 @@ from medsynth_common.labels import CONTRASTS, Tissue
 
 #: Which way of preparing this is. Count it up when the same files come out otherwise than before:
 #: what was cached is then prepared anew.
-PREPARATION: Final = 2
+PREPARATION: Final = 3
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
