@@ -17,7 +17,7 @@ from medsynth_common.dataset import DataConfig
 from medsynth_common.errors import BadConfig, Problem
 from medsynth_common.networks import PRESETS, NetworkSettings
 from medsynth_common.phantom.subject import LARGEST, SMALLEST
-from medsynth_common.plan import AdversarialSettings, Grid, SegmentSettings, problems_of
+from medsynth_common.plan import AdversarialSettings, Bits, Grid, SegmentSettings, problems_of
 from medsynth_common.privacy.mechanism import Value
 
 
@@ -39,6 +39,7 @@ class Federation(Value):
         test_patients: phantoms each holds out for evaluation.
         strategy: a Flower strategy by name.
         deadline: seconds to wait for a round's answers.
+        update_bits: of each weight that a site sends; 4 and 8 round its difference to the plan's.
 
     """
 
@@ -47,6 +48,7 @@ class Federation(Value):
     test_patients: int = Field(default=6, ge=1, le=1000)
     strategy: Literal["fedavg", "fedadam", "fedprox", "median", "trimmed-mean", "krum"] = "fedavg"
     deadline: float = Field(default=3600.0, gt=0)
+    update_bits: Bits = 32
 
 
 class Privacy(Value):
