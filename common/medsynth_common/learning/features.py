@@ -10,10 +10,10 @@ from dataclasses import dataclass, fields
 from typing import Final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medsynth_common.labels import Tissue, one_hot
+from medsynth_common.learning.smoothing import smooth
 from medsynth_common.learning.volumes import Volume, as_batch
 
 _TISSUES: Final = slice(Tissue.CSF, None)
@@ -70,8 +70,8 @@ def texture_statistics(classes: Tensor, image: Tensor) -> Tensor:
 
     A tissue that is (nearly) absent reports the scale floor in every image alike.
     """
-    once = _smooth(image)
-    twice = _smooth(once)
+    once = smooth(image)
+    twice = smooth(once)
     masks = classes[:, _TISSUES].flatten(2)
     count = masks.sum(-1)  # (n, tissue)
     bands = []
@@ -131,7 +131,3 @@ def fit_scale(trunk: nn.Module, pool: Sequence[Volume], spatial_dims: int) -> Fe
     norms = ((features - centre) / scale * here).norm(dim=1)
     return FeatureScale(centre=centre, scale=scale, clip=norms.median() * 1.3)
 
-
-def _smooth(image: Tensor) -> Tensor:
-    pool = F.avg_pool3d if image.dim() == 5 else F.avg_pool2d
-    return pool(image, kernel_size=3, stride=1, padding=1, count_include_pad=False)

@@ -22,6 +22,7 @@ from medsynth_common.learning.losses import (
 from medsynth_common.learning.moments import fit_prior
 from medsynth_common.learning.optimizer_state import load_optimizer, optimizer_tensors
 from medsynth_common.learning.painting import paint
+from medsynth_common.learning.smoothing import smooth
 from medsynth_common.learning.volumes import as_batch, draw_crops
 from medsynth_common.plan import RoundPlan, Stage
 from medsynth_common.privacy.randomness import Randomness, SimulatedRandomness
@@ -35,6 +36,8 @@ from medsynth_server.strategies import Answer
 
 #: Steps of the segmenter for one of generator and critic, which cost five times as much.
 _SEGMENTER_STEPS = 3
+#: Share of the segmenter's volumes whose tissues are moved beyond what any scanner does.
+_MOVED = 0.5
 _NETWORKS = ("generator", "segmenter", "critic")
 
 
@@ -179,7 +182,7 @@ class _Training:
         return float(loss.detach())
 
     def _segmenter_loss(self, labels: Tensor, images: Tensor, draw: torch.Generator) -> Tensor:
-        images, labels = augment(images, labels, draw)
+        images, labels = augment(images, labels, draw, moved=_MOVED)
         target = as_batch(segmenter_target(labels).unsqueeze(1), self.dims)[:, 0]
         return segmentation_loss(self.segmenter(as_batch(images, self.dims)), target)
 
@@ -190,7 +193,7 @@ class _Training:
 
         A voxel-wise distance to a noisy image would teach the generator to leave noise out.
         """
-        near = F.l1_loss(_smooth(fake), _smooth(images))
+        near = F.l1_loss(smooth(fake), smooth(images))
         present = texture_presence(classes)
         textures = texture_statistics(classes, fake) - texture_statistics(classes, images)
         texture = (textures.abs() * present).sum() / present.sum().clamp(min=1)
@@ -211,6 +214,3 @@ class _Training:
 
         return critic_loss(judge(images), judge(fake))
 
-
-def _smooth(image: Tensor) -> Tensor:
-    return F.avg_pool3d(image, kernel_size=3, stride=1, padding=1, count_include_pad=False)
