@@ -9,6 +9,7 @@ from medsynth_common import __version__
 from medsynth_common.command_line import run
 from medsynth_common.edit_kind import EditKind
 from medsynth_server.federation_commands import commands
+from medsynth_server.pretrain_commands import pretrain
 
 app = typer.Typer(
     name="medsynth-server",
@@ -219,6 +220,7 @@ def audit_dp(
 
 
 app.add_typer(commands)  # without a name: they stand beside the others
+app.add_typer(pretrain, name="pretrain")
 
 
 def main() -> None:

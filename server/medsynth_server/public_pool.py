@@ -41,7 +41,7 @@ def draw_pools(
     ]
     # A fresh interpreter for each worker: forking a process that holds threads is unsafe.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as hands:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent) as hands:
         volumes = list(hands.map(_draw, jobs, chunksize=4))
     return [
         Pool(volumes=volumes[index * phantoms : (index + 1) * phantoms], code=scanner_code(machine))
@@ -68,7 +68,7 @@ def scanner_code(scanner: Scanner) -> Tensor:
     return code.clamp(-3, 3)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """End this worker when its parent dies: a pool's workers would wait for work for ever."""
 
     def watch() -> None:

@@ -29,6 +29,7 @@ FACES = {
         "client/medsynth_client/cli.py",
         "server/medsynth_server/cli.py",
         "server/medsynth_server/federation_commands.py",
+        "server/medsynth_server/pretrain_commands.py",
     ),
     "click": ("common/medsynth_common/command_line.py",),
 }

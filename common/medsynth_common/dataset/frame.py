@@ -68,9 +68,34 @@ def fit_frame(grid: Shape, affine: NDArray[np.float64], shape: Shape) -> Frame:
     """
     old_mm = np.linalg.norm(affine[:3, :3], axis=0)
     room = np.asarray(shape) - 2 * _MARGIN
-    new_mm = float(np.max(np.asarray(grid) * old_mm / room))
-    step = new_mm / old_mm  # old voxels per new voxel
-    first = (np.asarray(grid) - 1) / 2 - step * (np.asarray(shape) - 1) / 2
+    return _frame(grid, affine, shape, float(np.max(np.asarray(grid) * old_mm / room)))
+
+
+def frames_between(
+    grid: Shape, affine: NDArray[np.float64], *, voxel_mm: float, multiple: int
+) -> tuple[Frame, Frame]:
+    """Return the frame that puts `grid` on cubic voxels of `voxel_mm`, and the one back.
+
+    The new grid has `grid` in its middle; its sides are the smallest multiples of `multiple`.
+    """
+    old_mm = np.linalg.norm(affine[:3, :3], axis=0)
+    x, y, z = (
+        int(np.ceil(side * mm / voxel_mm / multiple)) * multiple
+        for side, mm in zip(grid, old_mm, strict=True)
+    )
+    there = _frame(grid, affine, (x, y, z), voxel_mm)
+    step = voxel_mm / old_mm
+    starts = -_first(grid, (x, y, z), step) / step
+    a, b, c = (
+        _weights(coarse, fine, float(start), float(1 / width))
+        for coarse, fine, start, width in zip((x, y, z), grid, starts, step, strict=True)
+    )
+    return there, Frame(weights=(a, b, c), affine=affine)
+
+
+def _frame(grid: Shape, affine: NDArray[np.float64], shape: Shape, new_mm: float) -> Frame:
+    step = new_mm / np.linalg.norm(affine[:3, :3], axis=0)  # old voxels per new voxel
+    first = _first(grid, shape, step)
     new_to_old = np.eye(4)
     new_to_old[:3, :3] = np.diag(step)
     new_to_old[:3, 3] = first
@@ -79,6 +104,11 @@ def fit_frame(grid: Shape, affine: NDArray[np.float64], shape: Shape) -> Frame:
         for old, new, start, width in zip(grid, shape, first, step, strict=True)
     )
     return Frame(weights=(x, y, z), affine=affine @ new_to_old)
+
+
+def _first(grid: Shape, shape: Shape, step: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Where the first voxel of a grid of `shape` lies that shares its middle with `grid`."""
+    return (np.asarray(grid) - 1) / 2 - step * (np.asarray(shape) - 1) / 2
 
 
 def _weights(old: int, new: int, start: float, step: float) -> NDArray[np.float32]:

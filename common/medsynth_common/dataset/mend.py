@@ -134,7 +134,12 @@ def _errors(examination: Examination) -> dict[str, list[Problem]]:
 
 def _config_of_copy(config: DataConfig) -> DataConfig:
     anatomy = None if config.anatomy is None else (f"*{_ENDINGS[ANATOMY_MAP]}.nii.gz",)
-    return DataConfig(layout="sites", anatomy=anatomy, allow_no_tumour=config.allow_no_tumour)
+    return DataConfig(
+        layout="sites",
+        anatomy=anatomy,
+        tissues=config.tissues,
+        allow_no_tumour=config.allow_no_tumour,
+    )
 
 
 def _write_patient(folder: Path, files: PatientFiles, config: DataConfig) -> None:

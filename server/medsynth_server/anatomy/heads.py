@@ -1,0 +1,43 @@
+"""Public heads to learn from: drawn ones, and those of folders that say they are public."""
+
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medsynth_common.phantom import draw_labels
+from medsynth_server.public_pool import end_with_parent
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Head:
+    """A public head on voxels of `VOXEL_MM`.
+
+    Attributes:
+        labels: `Tissue` values (x, y, z), tumours among them.
+        image: its own contrasts (4, x, y, z), those it lacks zero; None for a map alone.
+
+    """
+
+    labels: NDArray[np.uint8]
+    image: NDArray[np.float32] | None = None
+
+
+def draw_heads(*, seed: int, count: int, workers: int) -> Iterator[Head]:
+    """Draw `count` phantoms, every third without a tumour; the same seed draws the same ones."""
+    # A fresh interpreter for each worker: forking a process that holds threads is unsafe.
+    context = multiprocessing.get_context("spawn")
+    jobs = [(seed, number) for number in range(count)]
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent) as hands:
+        yield from hands.map(draw_head, jobs)
+
+
+def draw_head(job: tuple[int, int]) -> Head:
+    """Draw phantom `number` of `seed`. A brain fills its grid, so the grid's size is the head's."""
+    seed, number = job
+    rng = np.random.default_rng([seed, number])
+    x, y, z = (int(rng.integers(low, high)) for low, high in ((70, 81), (84, 99), (70, 81)))
+    return Head(labels=draw_labels(rng, (x, y, z), tumours=None if number % 3 else 0))
