@@ -80,7 +80,7 @@ class Patients:
 
 
 def run_rounds(model: Model, stages: Sequence[FederatedStage], sites: Cohorts, seed: int) -> Model:
-    """Train through all rounds of the stages; `seed` is the noise's, for a bench can be replayed."""
+    """Train through all rounds of the stages; noise comes from `seed`, so that a bench repeats."""
     start_identity(run_id=1)
     kept: dict[str, Mapping[str, torch.Tensor]] = {name: {} for name in sites}
     for stage in stages:

@@ -36,6 +36,11 @@ class Kept:
         checkpoint.store(model, Done())
         return model
 
+    @staticmethod
+    def about(public: Model, setting: str) -> str:
+        """Say what rows depend on beside their names."""
+        return _digest(tensors_digest(public.tensors).hex(), setting)
+
     def row(
         self, name: str, about: str, measure: Callable[[], Mapping[str, float]]
     ) -> Mapping[str, float]:

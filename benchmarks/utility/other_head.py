@@ -35,7 +35,9 @@ def draw_head(rng: np.random.Generator, side: int) -> Labels:
     """Draw one patient's `Tissue` values, (side, side, side)."""
     axis = np.linspace(-1, 1, side, dtype=np.float32)
     warp = [0.035 * fractal((side,) * 3, 2.6, rng) for _ in range(3)]
-    x, y, z = (c + w for c, w in zip(np.meshgrid(axis, axis, axis, indexing="ij"), warp, strict=True))
+    x, y, z = (
+        c + w for c, w in zip(np.meshgrid(axis, axis, axis, indexing="ij"), warp, strict=True)
+    )
     labels = _anatomy((x, y, z), rng)
     for _ in range(int(rng.choice(len(_COUNTS), p=_COUNTS))):
         _lesion(labels, rng)

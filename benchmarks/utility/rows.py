@@ -14,8 +14,6 @@ from benchmarks.utility.measures import dice_of, image_errors
 from benchmarks.utility.presets import Preset
 from medsynth_common.networks import build_segmenter
 from medsynth_common.plan import Critic, Stage
-from medsynth_common.privacy.accountant import epsilon
-from medsynth_common.privacy.mechanism import Gaussian
 from medsynth_server.budget import plan_budget
 from medsynth_server.config import RunConfig
 from medsynth_server.federation import FederatedStage
@@ -31,7 +29,6 @@ from medsynth_server.synthesis import Painter, crop_batches, repeat_batches
 Measured = Mapping[str, float]
 
 _CPU: Final = torch.device("cpu")
-_DELTA: Final = 1e-3
 _EPSILONS: Final = (8.0, 4.0, 2.0, 1.0)
 #: The whole product's budget, in the rows about synthetic images.
 _WHOLE: Final = 8.0
@@ -98,12 +95,12 @@ class Comparison:
     def _adversarial(
         self, budget: float | None, critic: Critic, weights: tuple[float, float] | None
     ) -> Model:
-        sites = self.patients.training
-        config = self.preset.config(epsilon=budget, adversarial=True)
-        model = self._run(config, (Stage.SEGMENT,), self._moments(budget), sites)
-        config = self.preset.config(
-            epsilon=budget, adversarial=True, critic=critic, weights=weights
-        )
+        sites, preset = self.patients.training, self.preset
+        # A critic's steps decide what noise keeps the whole budget, so each has its own way there.
+        before = Critic.MEAN_FEATURES if budget is None else critic
+        config = preset.config(epsilon=budget, adversarial=True, critic=before)
+        model = self._run(config, (Stage.MOMENTS, Stage.SEGMENT), self.public, sites)
+        config = preset.config(epsilon=budget, adversarial=True, critic=critic, weights=weights)
         return self._run(config, (Stage.ADVERSARIAL,), model, sites)
 
     def _run(
@@ -159,13 +156,6 @@ class Comparison:
         same = dice_of(segmenter, self.patients.same, crop=crop)
         other = dice_of(segmenter, self.patients.other, crop=crop)
         return {**same, **{f"{key}, unseen": value for key, value in other.items()}}
-
-
-def spent(config: RunConfig, public: Model) -> float:
-    """Epsilon of everything that a run of these settings releases."""
-    mechanisms = plan_budget(config, public).mechanisms.values()
-    gaussians = [one for one in mechanisms if isinstance(one, Gaussian)]
-    return epsilon([one.release for one in gaussians], _DELTA)
 
 
 def _stages(config: RunConfig, model: Model, sites: Cohorts, seed: int) -> list[FederatedStage]:

@@ -87,9 +87,7 @@ def augment(
     changed = images + smooth(_by_tissue(change.moved.to(images.device), labels))
     changed = changed + shaped(change.blur) * (smooth(changed) - changed)
     changed = shaped(change.gain) * changed.clamp(min=0) ** shaped(change.gamma)
-    shade = F.interpolate(
-        change.shade, size=images.shape[2:], mode="trilinear", align_corners=True
-    )
+    shade = F.interpolate(change.shade, size=images.shape[2:], mode="trilinear", align_corners=True)
     changed = changed * shade.exp().to(images.device)
     noise = torch.randn(images.shape, generator=generator).to(images.device)
     return (changed + shaped(change.noise) * noise).clamp(min=0) * brain, labels
