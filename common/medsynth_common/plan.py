@@ -69,9 +69,14 @@ class MomentsSettings(Value):
 
 
 class SegmentSettings(Value):
-    """DP-SGD on the segmenter; `steps` local steps a round are in the mechanism."""
+    """DP-SGD on the segmenter; `steps` local steps a round are in the mechanism.
+
+    `few` trains norms, activations, biases and the last layer alone: less noise in all, for a
+    small epsilon.
+    """
 
     stage: Literal[Stage.SEGMENT] = Stage.SEGMENT
+    parameters: Literal["all", "few"] = "all"
     learning_rate: float = Field(default=1e-3, gt=0, le=1)
     crops: int = Field(default=2, ge=1, le=64)
     proximal: float = Field(default=0.0, ge=0, le=100)
