@@ -24,6 +24,7 @@ from torch import Tensor
 from medsynth_client.audit import AuditLog
 from medsynth_client.credentials import load_credentials
 from medsynth_client.gate import Gate
+from medsynth_client.holding_out import LEDGER, patients_of
 from medsynth_client.keeping import Keeping, Kept
 from medsynth_client.ledger import Ledger, Receipt
 from medsynth_client.order import Order, Outcome
@@ -32,7 +33,6 @@ from medsynth_client.retention import PREPARED, STATE
 from medsynth_client.site_file import SiteFile
 from medsynth_client.spending import epsilon_of
 from medsynth_client.stages import WORK
-from medsynth_common.dataset.source import load_patients
 from medsynth_common.errors import AlreadyAnswered, Problem, WrongAddress
 from medsynth_common.learning.volumes import Volume
 from medsynth_common.plan import RoundPlan
@@ -59,12 +59,13 @@ class Site:
         self._device = device
         self._policy = self.file.policy
         self._ledger = Ledger(
-            folder / "ledger.db",
+            folder / LEDGER,
             cap=self._policy.epsilon_cap,
             delta=self._policy.delta,
             epsilon=epsilon_of,
         )
-        self._ledger.register_dataset(self.file.source.names())
+        self._members = patients_of(self.file, folder)
+        self._ledger.register_dataset(self._members.training)
         self._gate = Gate(self._policy, AuditLog(folder / "audit.jsonl"), self._ledger)
         self._keeping = Keeping(folder / STATE)
         self._credentials = load_credentials(folder, self.file.coordinator_key)
@@ -171,14 +172,14 @@ class Site:
         )
 
     def patients(self, grid: tuple[int, ...]) -> Sequence[Volume]:
-        """The site's patients on this grid; prepared once and cached on disk.
+        """The site's training patients on this grid; prepared once and cached on disk.
 
         Those of one grid are held in memory, however many grids are asked for.
         """
         if grid not in self._patients:
             self._patients = {}
             cache = self._folder / PREPARED
-            self._patients = {grid: load_patients(self.file.source, grid, cache=cache)}
+            self._patients = {grid: self._members.load_training(grid, cache=cache)}
         return self._patients[grid]
 
     def _randomness(self, plan: RoundPlan, digest: str) -> Randomness:
