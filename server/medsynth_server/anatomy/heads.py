@@ -36,9 +36,12 @@ class Head:
 
 def draw_heads(*, seed: int, count: int, workers: int) -> Iterator[Head]:
     """Draw `count` phantoms, every third without a tumour; the same seed draws the same ones."""
+    jobs = [(seed, number) for number in range(count)]
+    if workers == 1:
+        yield from map(draw_head, jobs)
+        return
     # A fresh interpreter for each worker: forking a process that holds threads is unsafe.
     context = multiprocessing.get_context("spawn")
-    jobs = [(seed, number) for number in range(count)]
     with ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent) as hands:
         yield from hands.map(draw_head, jobs)
 
