@@ -7,11 +7,13 @@ import argparse
 from collections.abc import Callable
 from typing import Final
 
-from benchmarks import dp_step, prepare_patient, results, verify
+from benchmarks import prepare_patient, results, verify
+from benchmarks.speed import dp_step, local_round
 
 #: Name -> what runs it, prints it and writes `results/NAME.json`; True when no goal was missed.
 BENCHMARKS: Final[dict[str, Callable[[], bool]]] = {
     "dp_step": dp_step.main,
+    "local_round": local_round.main,
     "prepare_patient": prepare_patient.main,
     "verify": verify.main,
 }

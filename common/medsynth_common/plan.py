@@ -29,6 +29,8 @@ MOST_PROBLEMS: Final = 20
 #: What a site or run may be called.
 SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 Name = Annotated[str, Field(pattern=f"^{SITE_NAME.pattern}$")]
+#: Of each weight on its way up; 32 sends weights as they are. See `wire.rounding`.
+Bits = Literal[4, 8, 32]
 Grid = Annotated[tuple[int, ...], Field(min_length=3, max_length=3)]
 Patch = Annotated[
     tuple[Annotated[int, Field(ge=1, le=512)], ...], Field(min_length=3, max_length=3)
@@ -67,9 +69,14 @@ class MomentsSettings(Value):
 
 
 class SegmentSettings(Value):
-    """DP-SGD on the segmenter; `steps` local steps a round are in the mechanism."""
+    """DP-SGD on the segmenter; `steps` local steps a round are in the mechanism.
+
+    `few` trains norms, activations, biases and the last layer alone: less noise in all, for a
+    small epsilon.
+    """
 
     stage: Literal[Stage.SEGMENT] = Stage.SEGMENT
+    parameters: Literal["all", "few"] = "all"
     learning_rate: float = Field(default=1e-3, gt=0, le=1)
     crops: int = Field(default=2, ge=1, le=64)
     proximal: float = Field(default=0.0, ge=0, le=100)
@@ -128,7 +135,22 @@ Settings = Annotated[
 
 
 class PlanHeader(Value):
-    """All of a plan but its weights."""
+    """All of a plan but its weights.
+
+    Attributes:
+        run: under which the site keeps its ledger entries.
+        stage: what is trained.
+        round: of the stage, from 1.
+        site: who is asked.
+        grid: voxels of a volume.
+        crop: voxels of a crop.
+        networks: sizes of the networks.
+        settings: of the stage.
+        mechanisms: what is spent, in order.
+        public_seed: of public label maps.
+        update_bits: of each weight in the answer.
+
+    """
 
     run: Name
     stage: Stage
@@ -140,6 +162,7 @@ class PlanHeader(Value):
     settings: Settings
     mechanisms: tuple[Mechanism, ...] = Field(max_length=2)
     public_seed: int = Field(ge=0, lt=2**63)
+    update_bits: Bits = 32
 
     @model_validator(mode="after")
     def _parts_agree(self) -> "PlanHeader":

@@ -1,6 +1,7 @@
 """What each stage and critic learns, with the noise off."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,8 +18,12 @@ from medsynth_client.stages.adversarial import train_generator
 from medsynth_client.stages.moments import release_moments
 from medsynth_client.stages.segment import train_segmenter
 from medsynth_common.errors import BadMessage
-from medsynth_common.labels import Tissue, one_hot
-from medsynth_common.learning.features import FeatureScale, patient_features
+from medsynth_common.labels import TISSUES, TUMOUR, Tissue, one_hot
+from medsynth_common.learning.features import (
+    FeatureScale,
+    patient_features,
+    spread_over_features,
+)
 from medsynth_common.learning.losses import tissue_moments
 from medsynth_common.learning.volumes import Volume
 from medsynth_common.networks import build_critic, build_segmenter
@@ -162,11 +167,48 @@ def test_mean_features_are_the_mean_of_all_releases() -> None:
     with torch.no_grad():
         rows = torch.stack([patient_features(trunk, v, scale, 3, CPU) for v in volumes()])
     mean = state["mean-features.sum"] / 3
-    assert torch.allclose(mean, rows.mean(0), atol=1e-5)
+    assert torch.allclose(mean[:-3], rows.mean(0), atol=1e-5)
+    tumour = [[bool((v.labels == tissue).sum() >= 8) for tissue in TUMOUR] for v in volumes()]
+    assert torch.allclose(mean[-3:], torch.tensor(tumour).float().mean(0))
     asked = critic_order(Critic.MEAN_FEATURES, state=state)
     later = MeanFeaturesCritic(asked)
     later.learn(lambda: batch(volumes()))
     assert float(later.state()["mean-features.releases"]) == 4
+
+
+def test_features_of_a_tumour_are_of_those_patients_that_have_one() -> None:
+    with_tumour = replace(critic_order(Critic.MEAN_FEATURES), patients=volumes()[:2])
+    healthy = Volume(
+        image=volumes()[2].image,
+        labels=volumes()[2].labels.clone().masked_fill(volumes()[2].labels >= Tissue.CORE, 4),
+    )
+    diluted = replace(with_tumour, patients=[*volumes()[:2], healthy], declared=3)
+    targets = []
+    for asked in (replace(with_tumour, declared=2), diluted):
+        critic = MeanFeaturesCritic(asked)
+        critic.learn(lambda: batch(volumes()))
+        targets.append(critic._target())
+    shares = torch.zeros(2, len(TISSUES))
+    shares[0, list(TUMOUR)] = 1
+    with_those_of_none, of_none = spread_over_features(shares, len(targets[0])).bool()
+    of_tumour = with_those_of_none & ~of_none
+    assert int(of_tumour.sum()) == 3 * 4 * 2
+    assert torch.allclose(targets[0][of_tumour], targets[1][of_tumour], atol=1e-5)
+    assert not torch.allclose(targets[0][~of_tumour], targets[1][~of_tumour], atol=1e-5)
+
+
+def test_few_parameters_move_and_the_others_stay() -> None:
+    asked = plan(
+        Stage.SEGMENT,
+        settings=SegmentSettings(parameters="few"),
+        mechanisms=(unprotected("segmenter"),),
+    )
+    outcome = train_segmenter(order(asked))
+    assert outcome.weights.keys() == asked.weights.keys()
+    moved = {n for n, t in outcome.weights.items() if not torch.equal(t, asked.weights[n])}
+    wide = {name for name in moved if asked.weights[name].dim() > 1}
+    assert len(wide) == 1
+    assert {name for name, t in asked.weights.items() if t.dim() == 1} == moved - wide
 
 
 def test_the_paired_loss_brings_the_generator_to_the_patients() -> None:
