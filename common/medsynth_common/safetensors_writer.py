@@ -44,7 +44,7 @@ def pieces(
     end = 0
     for name in names:
         tensor = ready[name]
-        body = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+        body = tensor.reshape(-1).view(torch.uint8).numpy().data
         begin, end = end, end + len(body)
         header[name] = {
             "dtype": _TYPES[tensor.dtype],

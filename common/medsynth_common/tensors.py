@@ -49,7 +49,7 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> bytes:
         head = f"{name}|{tensor.dtype}|{tuple(tensor.shape)}".encode()
         # Its length first: else a clever name could hold what looks like another tensor.
         digest.update(len(head).to_bytes(8, "big") + head)
-        digest.update(tensor.view(-1).view(torch.uint8).numpy())
+        digest.update(tensor.view(-1).view(torch.uint8).numpy().data)
     return digest.digest()
 
 
