@@ -14,6 +14,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -72,8 +73,11 @@ def main(data: Path, work: Path, pictures: Path) -> None:
     run = simulate(config, work / "run", data=patients).folder
     pictures.mkdir(parents=True, exist_ok=True)
     for site in folder_sites(patients, config):
-        credit = _SITES[site.name][1]
-        figure = _picture(list(_rows(site, painter(run, config), config)), credit)
+        rows = list(_rows(site, painter(run, config), config))
+        for real, same_map in pairwise(rows):
+            if real.name.startswith("real"):
+                print(f"{site.name}, {real.name}: mean distance {_distance(real, same_map):.3f}")
+        figure = _picture(rows, _SITES[site.name][1])
         figure.savefig(pictures / f"real-{site.name}.png", dpi=80)
 
 
@@ -124,6 +128,11 @@ def _rows(site: SimulatedSite, paint: Painter, config: RunConfig) -> Iterator[Ro
         yield synthetic(f"tumour {kind}", torch.from_numpy(after), _fullest(changed))
     drawn = label_bank(3, 1, config.grid)[0]
     yield synthetic("a phantom's map", drawn, _fullest(np.isin(drawn.numpy(), TUMOUR)))
+
+
+def _distance(real: Row, synthetic: Row) -> float:
+    """Mean absolute difference inside the brain, over all contrasts."""
+    return float((real.image - synthetic.image).abs()[:, real.labels > 0].mean())
 
 
 def _fullest(mask: NDArray[np.bool_]) -> int:

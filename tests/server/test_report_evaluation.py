@@ -4,6 +4,7 @@ from pathlib import Path
 
 from made_up_evaluation import fidelity, table
 from made_up_run import SITES, write_run
+from medsynth_server.fidelity.features import Plane
 from medsynth_server.report import build_report
 from medsynth_server.report.folder import RunFolder
 from medsynth_server.report.sections.fidelity import fidelity as fidelity_section
@@ -48,8 +49,10 @@ def test_every_figure_stands_beside_the_control(tmp_path: Path) -> None:
     assert sets[0][0] == "real, other half"
     assert {len(row["figures"]) for row in rows} == {len(sets)} == {3}
     axial = next(row for row in rows if row["name"] == "Fréchet distance, axial slices")
-    assert axial["figures"][0] == f"{fidelity(SITES).control.planes['axial'].frechet:.3f}"
-    assert section.facts["sites"].keys() == set(SITES)
+    assert axial["figures"][0] == f"{fidelity(SITES).control.planes[Plane.AXIAL].frechet:.3f}"
+    sites = section.facts["sites"]
+    assert isinstance(sites, dict)
+    assert sites.keys() == set(SITES)
 
 
 def test_a_run_that_was_not_evaluated_lacks_nothing(tmp_path: Path) -> None:

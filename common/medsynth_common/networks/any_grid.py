@@ -21,7 +21,8 @@ def padded(network: Callable[[Tensor], Tensor], inputs: Tensor, multiple: int) -
         return network(inputs)
     ends = [end for more in reversed(missing) for end in (0, more)]  # torch: the last axis first
     output = network(F.pad(inputs, ends))
-    return output[(..., *(slice(side) for side in grid))]
+    inside = tuple(slice(side) for side in grid)
+    return output[:, :, *inside]
 
 
 class AnyGrid(nn.Module):

@@ -35,6 +35,9 @@ class Head:
 def draw_heads(*, seed: int, count: int, workers: int) -> Iterator[Head]:
     """Draw `count` phantoms, every third without a tumour; the same seed draws the same ones."""
     jobs = [(seed, number) for number in range(count)]
+    if workers == 1:
+        yield from map(draw_head, jobs)
+        return
     with worker_pool(workers) as hands:
         yield from hands.map(draw_head, jobs)
 
