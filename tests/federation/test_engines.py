@@ -19,7 +19,6 @@ from medsynth_server.flower import train_message
 from medsynth_server.stages.asking import Asking
 from tiny_run import same_tensors, tiny_config
 
-
 #: Rounded updates: what is rounded must be the same to the last bit, too.
 CONFIG = tiny_config({"federation": {"update_bits": 4}})
 
