@@ -223,22 +223,27 @@ class Federation:
         if self.grid is None or not plans:
             return
         began = time.monotonic()
-        asked.bytes_down += sum(_size(plan.weights) for plan in plans.values())
+        for node, plan in plans.items():
+            size = _size(plan.weights)
+            asked.bytes_down += size
+            self.progress.site_asked(self.grid.site_of(node), size=size)
         for node, said in self.grid.ask(plans, timeout=self.deadline):
             site = self.grid.site_of(node)
             answer = said if isinstance(said, str) else _checked(said, plans[node])
-            error = answer if isinstance(answer, str) else None
+            error, size = (answer if isinstance(answer, str) else None), 0
             if isinstance(answer, str):
                 asked.refused[site] = answer
             else:
                 asked.answers.append(Answer(update=answer))
-                asked.bytes_up += _size(expected_update(plans[node]))
+                size = _size(expected_update(plans[node]))
+                asked.bytes_up += size
             self.progress.site_done(
                 site,
                 seconds=time.monotonic() - began,
                 epsilon=None if isinstance(answer, str) else answer.header.epsilon,
                 cap=None if isinstance(answer, str) else answer.header.cap,
                 error=error,
+                size=size,
             )
 
     def _end_early(self, stage: FederatedStage, round: int, asked: Round) -> None:
