@@ -8,11 +8,13 @@ from collections.abc import Callable
 from typing import Final
 
 from benchmarks import dp_step, prepare_patient, results, verify
+from benchmarks.utility import bench as utility
 
 #: Name -> what runs it, prints it and writes `results/NAME.json`; True when no goal was missed.
 BENCHMARKS: Final[dict[str, Callable[[], bool]]] = {
     "dp_step": dp_step.main,
     "prepare_patient": prepare_patient.main,
+    "utility": utility.main,
     "verify": verify.main,
 }
 _PAGE_ALONE: Final = "results"
