@@ -101,7 +101,7 @@ def requests(config: RunConfig, clips: PublicClips) -> list[Request]:
                     name="paired",
                     share=adversarial.paired_share,
                     clip=adversarial.paired_clip,
-                    sampling_rate=config.segment.sampling_rate,
+                    sampling_rate=adversarial.paired_sampling_rate,
                     steps=adversarial.rounds * adversarial.generator_steps,
                 )
             )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from medsynth_client.critics import CRITICS
 from medsynth_client.critics.mean_features import MeanFeaturesCritic
+from medsynth_client.critics.patchgan import PatchGanCritic
 from medsynth_client.order import Order
 from medsynth_client.stages import adversarial as adversarial_file
 from medsynth_client.stages import segment as segment_file
@@ -26,7 +27,7 @@ from medsynth_common.learning.features import (
 from medsynth_common.learning.losses import tissue_moments
 from medsynth_common.learning.volumes import Volume
 from medsynth_common.networks import build_critic, build_segmenter
-from medsynth_common.plan import Critic, RoundPlan, SegmentSettings, Stage
+from medsynth_common.plan import Critic, Game, RoundPlan, SegmentSettings, Stage
 from medsynth_common.privacy.randomness import SimulatedRandomness
 from medsynth_common.tensors import under
 from tiny import PATIENTS, Quiet, adversarial, gaussian, header, model, plan, unprotected, volumes
@@ -231,6 +232,74 @@ def test_the_paired_loss_brings_the_generator_to_the_patients() -> None:
             return float(sum(training.paired_loss(volume)() for volume in volumes()))
 
     assert distance(trained) < 0.95 * distance(asked)
+
+
+PIX2PIX = {
+    "critic": Critic.PATCHGAN,
+    "game": Game.CROSS_ENTROPY,
+    "critic_learning_rate": 0.005,
+    "generator_learning_rate": 0.001,
+    "consistency_weight": 0.0,
+    "lock_weight": 0.0,
+    "paired_weight": 100.0,
+    "lesion_share": 0.5,
+    "lesion_patch": (6, 6, 6),
+}
+
+
+def test_pix2pix_is_played_on_the_patients_pairs_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Critic and generator take turns, and no public label map is painted."""
+    turns: list[str] = []
+    for kind, name, told in (
+        (PatchGanCritic, "_pair_loss", "critic"),
+        (adversarial_file._GeneratorTraining, "paired_loss", "generator"),
+        (adversarial_file._GeneratorTraining, "public_pairs", "public"),
+    ):
+        before = getattr(kind, name)
+
+        def spy(self: Any, *given: Any, before: Any = before, told: str = told) -> Any:
+            turns.append(told)
+            return before(self, *given)
+
+        monkeypatch.setattr(kind, name, spy)
+    asked = plan(
+        Stage.ADVERSARIAL,
+        settings=adversarial(**PIX2PIX),
+        mechanisms=(unprotected("critic", steps=2), unprotected("paired", steps=3)),
+    )
+    one = volumes()[:1]
+    outcome = train_generator(order(asked, patients=one))
+    assert turns == ["critic", "generator", "critic", "generator", "generator"]
+    changed = [
+        key for key in outcome.weights if not torch.equal(outcome.weights[key], asked.weights[key])
+    ]
+    assert len(changed) > len(outcome.weights) / 2
+    assert any(key.startswith("patchgan.") for key in outcome.state)
+
+
+def test_a_critic_of_pairs_learns_to_tell_them_from_the_generator_s() -> None:
+    settings = adversarial(**{**PIX2PIX, "critic_learning_rate": 0.02})
+    mechanisms = (unprotected("critic"), unprotected("paired"))
+    asked = plan(Stage.ADVERSARIAL, settings=settings, mechanisms=mechanisms)
+    too_bright = {"generator.paint.bias": torch.full((4,), 0.3)}
+    asked = RoundPlan(header=asked.header, weights={**asked.weights, **too_bright})
+    training = adversarial_file._GeneratorTraining(order(asked), settings)
+    critic = training.critic
+    assert isinstance(critic, PatchGanCritic)
+    (volume,) = volumes(0, 300, 1)
+    images, classes = volume.image[None], one_hot(volume.labels[None])
+
+    def real_above_fake() -> float:
+        with torch.no_grad():
+            fakes = training.imitator()(images, classes)
+            return float(
+                critic.loss_of_crops(classes, fakes) - critic.loss_of_crops(classes, images)
+            )
+
+    before = real_above_fake()
+    for _ in range(12):
+        critic.learn_from_pairs(training.imitator)
+    assert real_above_fake() > before + 0.02
 
 
 def test_a_stage_s_work_wants_its_own_settings() -> None:

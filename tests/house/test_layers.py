@@ -15,6 +15,7 @@ WINGS = ("common", "client", "server")
 PACKAGES = {wing: f"medsynth_{wing}" for wing in WINGS}
 #: Where a third-party package may be imported: paths, or beginnings of paths.
 FACES = {
+    "pydicom": ("client/medsynth_client/dicom.py",),
     "nibabel": ("common/medsynth_common/volumes.py",),
     "grpc": (
         "common/medsynth_common/wire/",

@@ -15,6 +15,7 @@ from medsynth_common.anatomy.network import (
     VOXEL_MM,
     AnatomyNetwork,
     AnatomySettings,
+    depth_of,
     shares,
 )
 from medsynth_common.dataset.frame import frames_between
@@ -92,7 +93,8 @@ class TissueNetwork:
         present = seen.any(axis=(1, 2, 3))
         scaled = np.zeros_like(seen)
         scaled[present] = normalise(seen[present], coarse)
-        found = shares(self.network, torch.from_numpy(scaled)).numpy()  # (class, x, y, z)
+        everything = np.concatenate([scaled, depth_of(coarse)[None]])
+        found = shares(self.network, torch.from_numpy(everything)).numpy()  # (class, x, y, z)
         # What the coarse grid does not reach is the brain's outermost rim: fluid, as a rule.
         labels = np.full(brain.shape, Tissue.CSF, dtype=np.uint8)
         best = np.zeros(brain.shape, dtype=np.float32)

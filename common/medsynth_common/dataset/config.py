@@ -109,7 +109,7 @@ class DataConfig(BaseModel):
     contrasts: Mapping[Contrast, Globs] = _BRATS_CONTRASTS
     tumour: Globs = _BRATS_TUMOUR
     anatomy: Globs | None = None
-    tissues: Tissues = "clustering"
+    tissues: Tissues = "network"
     tumour_values: Mapping[int, NamedTissue] | None = None
     anatomy_values: Mapping[int, NamedTissue] = {int(tissue): tissue for tissue in ANATOMY}
     sites: Path | None = None

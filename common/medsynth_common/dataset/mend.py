@@ -80,7 +80,7 @@ def write_prepared(
         OSError: it could not be written, for instance because the disk is full.
 
     """
-    _check_place(root, out)
+    check_place(root, out)
     patients = [files for members in examination.patients.values() for files in members]
     left_out = _unmendable(examination)
     kept = [files for files in patients if str(files) not in left_out]
@@ -110,7 +110,8 @@ def write_prepared(
     return Prepared(folder=out, mended=mended, left_out=left_out, examination=copy)
 
 
-def _check_place(root: Path, out: Path) -> None:
+def check_place(root: Path, out: Path) -> None:
+    """Raise BadConfig unless `out` is new, or empty, and not a folder inside `root`."""
     inside = out.resolve().is_relative_to(root.resolve())
     if inside or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
         value = "a folder inside the data" if inside else "something that is there already"

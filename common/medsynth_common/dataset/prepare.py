@@ -18,7 +18,7 @@ from medsynth_common.labels import CONTRASTS, Tissue
 
 #: Which way of preparing this is. Count it up when the same files come out otherwise than before:
 #: what was cached is then prepared anew.
-PREPARATION: Final = 2
+PREPARATION: Final = 3
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -50,7 +50,7 @@ class _Scan:
 
 
 def prepare(files: PatientFiles, shape: Shape, config: DataConfig) -> Patient:
-    """Read one patient and fit the brain, centred, into a grid of `shape` with cubic voxels.
+    """Read one patient and fit the brain, centred, into a grid of `shape`.
 
     Expects files that `check_patients` has found good.
 

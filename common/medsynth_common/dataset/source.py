@@ -75,8 +75,10 @@ class FolderSource(Value):
 Source = Annotated[PhantomSource | FolderSource, Field(discriminator="kind")]
 
 
-def load_patients(source: Source, grid: tuple[int, ...], *, cache: Path) -> Sequence[Volume]:
-    """Read every patient of a site on the training grid.
+def load_patients(
+    source: Source, grid: tuple[int, ...], *, cache: Path, names: Sequence[str] | None = None
+) -> Sequence[Volume]:
+    """Read a site's patients on the training grid: every one, or those of these names.
 
     Raises:
         BadData: files are missing or cannot be read.
@@ -87,8 +89,11 @@ def load_patients(source: Source, grid: tuple[int, ...], *, cache: Path) -> Sequ
         folder = cache / _key(source.model_dump(mode="json"), shape)
         return [
             _cached(folder / f"{index}.safetensors", partial(_phantom, source, index, shape))
-            for index in range(source.patients)
+            for index, name in enumerate(source.names())
+            if names is None or name in names
         ]
+    if names is not None:
+        source = source.model_copy(update={"patients": tuple(names)})
     files = files_of(source)
     return [
         _cached(

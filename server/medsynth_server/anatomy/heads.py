@@ -1,15 +1,16 @@
 """Public heads to learn from: drawn ones, and those of folders that say they are public."""
 
-import multiprocessing
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from medsynth_common.anatomy.network import depth_of
+from medsynth_common.labels import Tissue
 from medsynth_common.phantom import draw_labels
-from medsynth_server.public_pool import end_with_parent
+from medsynth_server.workers import worker_pool
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -25,13 +26,19 @@ class Head:
     labels: NDArray[np.uint8]
     image: NDArray[np.float32] | None = None
 
+    @cached_property
+    def depth(self) -> NDArray[np.float32]:
+        """How deep each voxel lies, (x, y, z), as the network is told it."""
+        return depth_of(self.labels != Tissue.BACKGROUND)
+
 
 def draw_heads(*, seed: int, count: int, workers: int) -> Iterator[Head]:
     """Draw `count` phantoms, every third without a tumour; the same seed draws the same ones."""
-    # A fresh interpreter for each worker: forking a process that holds threads is unsafe.
-    context = multiprocessing.get_context("spawn")
     jobs = [(seed, number) for number in range(count)]
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent) as hands:
+    if workers == 1:
+        yield from map(draw_head, jobs)
+        return
+    with worker_pool(workers) as hands:
         yield from hands.map(draw_head, jobs)
 
 

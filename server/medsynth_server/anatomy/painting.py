@@ -22,7 +22,7 @@ Labels = NDArray[np.uint8]
 #: How far tissue properties are drawn beyond what nature varies, at most.
 _RANDOMISE: Final = 0.6
 #: Share of contrasts whose tissue means follow no sequence at all.
-_WILD: Final = 0.1
+_WILD: Final = 0.05
 #: SD of what is added to the other means, at most, in units of the brightest tissue.
 _SHIFT: Final = 0.12
 #: SD of what varies from place to place inside a tissue, at most, in the same unit.
@@ -38,19 +38,19 @@ _THICK: Final = (0.3, 2.0)
 _FWHM: Final = 2.355
 
 
-def paint(labels: Labels, rng: np.random.Generator) -> Floats:
-    """Paint a label map (x, y, z) with a contrast of its own in each channel, (4, x, y, z).
+def paint(labels: Labels, kept: NDArray[np.bool_], rng: np.random.Generator) -> Floats:
+    """Paint a label map (x, y, z) with a contrast of its own in each `kept` channel, (4, x, y, z).
 
     Values are on no scale yet: `scaled` puts them on it. What lies outside the brain is painted as
     fluid, as before the skull is stripped; it is the caller's to cut away.
     """
     means = _means(rng)  # (tissue, contrast)
     thick = _blur_widths(rng)
-    image = np.empty((len(CONTRASTS), *labels.shape), dtype=np.float32)
+    image = np.zeros((len(CONTRASTS), *labels.shape), dtype=np.float32)
     # One patient's tissue is uneven in the same places whatever the contrast.
     motley = 0.7 * smooth(labels.shape, 14, rng) + 0.7 * smooth(labels.shape, 5, rng)
     shading = smooth(labels.shape, 40, rng)
-    for contrast in range(len(CONTRASTS)):
+    for contrast in np.flatnonzero(kept):
         table = means[:, contrast]
         uneven = rng.normal(0, rng.uniform(0, _MOTLEY), len(TISSUES)).astype(np.float32)
         signal = table[labels] + uneven[labels] * motley

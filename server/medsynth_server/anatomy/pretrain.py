@@ -41,11 +41,11 @@ class AnatomyPlan(Value):
 
     form: Form = "plain"
     network: AnatomySettings = AnatomySettings()
-    phantoms: int = Field(default=96, ge=1, le=10_000)
+    phantoms: int = Field(default=120, ge=1, le=10_000)
     steps: int = Field(default=600, ge=1, le=1_000_000)
-    crop: int = Field(default=64, ge=16, le=256)
+    crop: int = Field(default=48, ge=16, le=256)
     batch: int = Field(default=1, ge=1, le=64)
-    seed: int = Field(default=1, ge=0, lt=2**62)
+    seed: int = Field(default=11, ge=0, lt=2**62)
 
     @property
     def command(self) -> str:

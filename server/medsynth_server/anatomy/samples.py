@@ -34,13 +34,14 @@ class Sample:
     """A batch.
 
     Attributes:
-        image: (n, 4, *crop), zeros outside the brain and for missing contrasts.
+        seen: (n, INPUTS, *crop): contrasts, zeros outside the brain and for those that are
+            missing; then the depth.
         target: (n, *crop) channel numbers; -1 outside the brain and under tumours, where nobody
             knows what a healthy brain would have had.
 
     """
 
-    image: Tensor
+    seen: Tensor
     target: Tensor
 
 
@@ -49,9 +50,9 @@ def draw_sample(
 ) -> Sample:
     """Draw a batch; the same generator draws the same one."""
     pairs = [_draw(heads[int(rng.integers(len(heads)))], crop, rng) for _ in range(batch)]
-    images, labels = zip(*pairs, strict=True)
+    seen, labels = zip(*pairs, strict=True)
     return Sample(
-        image=torch.from_numpy(np.stack(images)),
+        seen=torch.from_numpy(np.stack(seen)),
         target=torch.from_numpy(_TARGET[np.stack(labels)]),
     )
 
@@ -59,21 +60,20 @@ def draw_sample(
 def _draw(head: Head, crop: Sequence[int], rng: np.random.Generator) -> tuple[Floats, Labels]:
     places = _places(head.labels.shape, crop, rng)
     labels = ndimage.map_coordinates(head.labels, places, order=0, mode="constant")
-    lacking = np.zeros(len(CONTRASTS), dtype=bool)
     if head.image is None or rng.random() < _PAINTED:
-        image = paint(labels, rng)
+        image = paint(labels, _kept(rng, np.ones(len(CONTRASTS), dtype=bool)), rng)
         labels = _stripped(labels, rng)
     else:
-        channels = [
-            ndimage.map_coordinates(one, places, order=1, mode="constant") for one in head.image
-        ]
-        lacking = ~head.image.any(axis=(1, 2, 3))
-        image = shaded(np.stack(channels), rng)
+        kept = _kept(rng, head.image.any(axis=(1, 2, 3)))
+        image = np.zeros((len(CONTRASTS), *crop), dtype=np.float32)
+        for one in np.flatnonzero(kept):
+            image[one] = ndimage.map_coordinates(head.image[one], places, order=1, mode="constant")
+        image = shaded(image, rng)
     brain = labels != Tissue.BACKGROUND
     if not brain.any():  # a crop beside the head says nothing; take another
         return _draw(head, crop, rng)
-    image[~_kept(rng, lacking)] = 0
-    return scaled(image, brain, rng), labels
+    depth = ndimage.map_coordinates(head.depth, places, order=1, mode="constant") * brain
+    return np.concatenate([scaled(image, brain, rng), depth[None]]), labels
 
 
 def _places(shape: tuple[int, ...], crop: Sequence[int], rng: np.random.Generator) -> Floats:
@@ -106,15 +106,15 @@ def _stripped(labels: Labels, rng: np.random.Generator) -> Labels:
     return np.where(lost, np.uint8(Tissue.BACKGROUND), labels)
 
 
-def _kept(rng: np.random.Generator, lacking: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Choose which contrasts a sample has; at least one that is there."""
+def _kept(rng: np.random.Generator, there: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Choose which of the contrasts that are there a sample has; at least one."""
     chance = rng.random()
     kept = np.ones(len(CONTRASTS), dtype=bool)
     if chance > _ALL + _T1_ALONE:
         kept = rng.random(len(CONTRASTS)) < 0.5
     elif chance > _ALL:
         kept = np.array([contrast is Contrast.T1 for contrast in CONTRASTS])
-    kept &= ~lacking
+    kept &= there
     if not kept.any():
-        kept[int(rng.choice(np.flatnonzero(~lacking)))] = True
+        kept[int(rng.choice(np.flatnonzero(there)))] = True
     return kept

@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medsynth_common.anatomy.network import CLASSES, AnatomyNetwork, AnatomySettings
-from medsynth_common.labels import CONTRASTS
+from medsynth_common.anatomy.network import CLASSES, INPUTS, AnatomyNetwork, AnatomySettings
 from medsynth_common.learning.losses import critic_loss
 from medsynth_common.learning.optimizer_state import load_optimizer, optimizer_tensors
 from medsynth_common.tensors import state_of, under, with_prefix
@@ -23,7 +22,7 @@ from medsynth_server.anatomy.samples import Sample, draw_sample
 
 Form = Literal["plain", "pix2pix"]
 _PAPERS_L1_WEIGHT: Final = 100.0
-_RATE: Final = 2e-3
+_RATE: Final = 3e-3
 _PIX2PIX_RATE: Final = 1e-3
 _CRITIC_RATE: Final = 2e-4
 
@@ -53,14 +52,14 @@ class AnatomyTraining:
         """Make step `number` of `steps`, counted from 0; returns the network's loss."""
         rng = np.random.default_rng([self._seed, number])
         drawn = draw_sample(heads, crop, rng, batch=batch)
-        sample = Sample(image=drawn.image.to(self._device), target=drawn.target.to(self._device))
+        sample = Sample(seen=drawn.seen.to(self._device), target=drawn.target.to(self._device))
         # Warmed up for a twentieth of the way, then down a half cosine.
         part = number / self.steps
         factor = min(1.0, 20 * part + 0.05) * (0.51 + 0.49 * float(np.cos(np.pi * part)))
         for name, optimizer in self._adam.items():
             for group in optimizer.param_groups:
                 group["lr"] = self._rates[name] * factor
-        logits = self.network(sample.image)
+        logits = self.network(sample.seen)
         if self._critic is None:
             return self._descend("network", tissue_loss(logits, sample.target))
         return self._step_pair(self._critic, sample, logits)
@@ -87,11 +86,11 @@ class AnatomyTraining:
         fake = logits.softmax(1) * known
         critic.requires_grad_(False)
         distance = (fake - real).abs().sum() / (known.sum() * len(CLASSES)).clamp(min=1)
-        judged = critic(torch.cat([sample.image, fake], 1))[-1]
+        judged = critic(torch.cat([sample.seen, fake], 1))[-1]
         loss = self._descend("network", _PAPERS_L1_WEIGHT * distance - judged.mean())
         critic.requires_grad_(True)
-        true = critic(torch.cat([sample.image, real], 1))[-1]
-        false = critic(torch.cat([sample.image, fake.detach()], 1))[-1]
+        true = critic(torch.cat([sample.seen, real], 1))[-1]
+        false = critic(torch.cat([sample.seen, fake.detach()], 1))[-1]
         self._descend("critic", critic_loss(true, false))
         return loss
 
@@ -132,7 +131,7 @@ def _build_critic() -> nn.Module:
     critic: nn.Module = PatchDiscriminator(
         spatial_dims=3,
         channels=16,
-        in_channels=len(CONTRASTS) + len(CLASSES),
+        in_channels=INPUTS + len(CLASSES),
         out_channels=1,
         num_layers_d=2,
         norm=("INSTANCE", {"affine": True}),
