@@ -85,7 +85,7 @@ def run_rounds(model: Model, stages: Sequence[FederatedStage], sites: Cohorts, s
     kept: dict[str, Mapping[str, torch.Tensor]] = {name: {} for name in sites}
     for stage in stages:
         for number in range(1, stage.rounds + 1):
-            answers = []
+            answers: list[Answer] = []
             for name, patients in sorted(sites.items()):
                 plan = stage.plan(model, name, number)
                 if plan is None:
