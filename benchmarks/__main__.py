@@ -9,6 +9,7 @@ from typing import Final
 
 from benchmarks import prepare_patient, results, verify
 from benchmarks.speed import dp_step, growth, local_round, start, synthesis, update_bytes
+from benchmarks.utility import bench as utility
 
 #: Name -> what runs it, prints it and writes `results/NAME.json`; True when no goal was missed.
 BENCHMARKS: Final[dict[str, Callable[[], bool]]] = {
@@ -18,6 +19,7 @@ BENCHMARKS: Final[dict[str, Callable[[], bool]]] = {
     "synthesis": synthesis.main,
     "prepare_patient": prepare_patient.main,
     "update_bytes": update_bytes.main,
+    "utility": utility.main,
     "verify": verify.main,
 }
 #: These take longer than ten minutes together with the others.

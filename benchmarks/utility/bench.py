@@ -7,6 +7,7 @@
 Settings are never chosen on the federation whose figures are recorded.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -14,6 +15,10 @@ from typing import Final
 import numpy as np
 import torch
 
+import benchmarks.utility
+import medsynth_client
+import medsynth_common
+import medsynth_server
 from benchmarks.results import Goal, record
 from benchmarks.utility.kept import Kept
 from benchmarks.utility.presets import DEVELOPMENT, PRESETS, Preset
@@ -47,7 +52,7 @@ def measure(preset: Preset, *, development: bool, only: str = "") -> bool:
         title=f"Utility beside privacy, {preset.name}",
         about=_about(preset),
         rows=[{"row": name, **_cells(measured)} for name, measured in found.items()],
-        goals=_goals(found),
+        goals=goals(found),
         notes=_notes(preset),
         command=f"python -m benchmarks.utility {preset.name}",
     )
@@ -55,7 +60,8 @@ def measure(preset: Preset, *, development: bool, only: str = "") -> bool:
 
 def _rows(preset: Preset, seed: int, public: Model, only: str) -> Sequence[tuple[str, Measured]]:
     torch.set_num_threads(2)
-    kept = Kept(_WORK / f"{preset.name}-{seed}")
+    # Figures of one table come from one state of the code.
+    kept = Kept(_WORK / f"{preset.name}-{seed}-{_sources()}")
     comparison = Comparison(preset, seed, preset.patients(seed), public, kept)
     about = kept.about(public, repr(preset))
     return [
@@ -63,6 +69,16 @@ def _rows(preset: Preset, seed: int, public: Model, only: str) -> Sequence[tuple
         for name, make in comparison.rows.items()
         if only in name
     ]
+
+
+def _sources() -> str:
+    """Digest of all code that a row depends on."""
+    digest = hashlib.sha256()
+    for root in (medsynth_common, medsynth_client, medsynth_server, benchmarks.utility):
+        folder = Path(root.__path__[0])
+        for file in sorted(folder.rglob("*.py")):
+            digest.update(f"{file.relative_to(folder)}\n".encode() + file.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def _cells(measured: Sequence[Measured]) -> dict[str, str | None]:
@@ -79,7 +95,7 @@ def _cells(measured: Sequence[Measured]) -> dict[str, str | None]:
     return cells
 
 
-def _goals(found: Mapping[str, Sequence[Measured]]) -> list[Goal]:
+def goals(found: Mapping[str, Sequence[Measured]]) -> list[Goal]:
     """What is wanted, as parts of what is reached without privacy or with patients."""
 
     def part(row: str, of: str, column: str = "tumour") -> float:

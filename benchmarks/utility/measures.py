@@ -35,7 +35,7 @@ def dice_of(segmenter: nn.Module, cohorts: Cohorts, *, crop: int) -> dict[str, f
             target = segmenter_target(volume.labels)
             scores = region_dice(found, target)
             tumour += [s for r in (Region.WHOLE, Region.CORE) if (s := scores[r]) is not None]
-            lesions += _lesions(found.numpy() > 0, target.numpy() > 0)
+            lesions += lesion_dice(found.numpy() > 0, target.numpy() > 0)
     return {"tumour": float(np.mean(tumour)), "lesion": float(np.mean(lesions))}
 
 
@@ -56,7 +56,7 @@ def image_errors(painter: Painter, cohorts: Cohorts, *, seed: int) -> dict[str, 
     return {"intensity": float(np.mean(intensity)), "texture": float(np.mean(texture))}
 
 
-def _lesions(found: np.ndarray, there: np.ndarray) -> list[float]:
+def lesion_dice(found: np.ndarray, there: np.ndarray) -> list[float]:
     """Dice of each connected lesion with the findings that touch it, and 0 for each false one."""
     touching = ndimage.generate_binary_structure(3, 3)
     true, count = ndimage.label(there, touching)

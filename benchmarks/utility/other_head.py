@@ -28,7 +28,8 @@ def fractal(shape: tuple[int, ...], slope: float, rng: np.random.Generator) -> F
     radius[(0,) * len(shape)] = np.inf
     waves = np.fft.fftn(rng.standard_normal(shape)) * radius**-slope
     noise = np.real(np.fft.ifftn(waves))
-    return (noise / noise.std()).astype(np.float32)
+    fractal_noise: Floats = (noise / noise.std()).astype(np.float32)
+    return fractal_noise
 
 
 def draw_head(rng: np.random.Generator, side: int) -> Labels:
@@ -77,7 +78,7 @@ def _lesion(labels: Labels, rng: np.random.Generator) -> None:
     places = np.argwhere(np.isin(labels, (Tissue.WHITE, Tissue.GREY)))
     centre = places[int(rng.integers(len(places)))].astype(np.float32)
     radius = side * float(np.clip(rng.lognormal(np.log(0.085), 0.45), 0.05, 0.17))
-    grid = np.stack(np.indices(labels.shape, dtype=np.float32))
+    grid: Floats = np.indices(labels.shape).astype(np.float32)
     distance = np.full(labels.shape, np.inf, dtype=np.float32)
     for lobe in range(int(rng.integers(1, 5))):
         shift = rng.normal(0, 0.7 * radius, 3) if lobe else np.zeros(3)

@@ -131,8 +131,10 @@ def _polynomial(shape: tuple[int, ...], rng: np.random.Generator) -> Floats:
     axes = np.meshgrid(*(np.linspace(-1, 1, side) for side in shape), indexing="ij")
     terms = [*axes, *(a * b for i, a in enumerate(axes) for b in axes[i:])]
     total = sum(weight * term for weight, term in zip(rng.standard_normal(9), terms, strict=True))
-    field = np.asarray(total)
-    return ((field - field.mean()) / field.std()).astype(np.float32)
+    field: Floats = np.asarray(total, dtype=np.float32)
+    field -= field.mean()
+    field /= field.std()
+    return field
 
 
 def _towards_middle(shape: tuple[int, ...]) -> Floats:

@@ -21,7 +21,7 @@ class Preset(Value):
         seeds: the bench is repeated with each.
         side, crop: of the grid and of what networks train on, voxels.
         sites, each, held_out, unseen: see `Patients`.
-        rounds, steps, free_steps: of stage segment.
+        rounds, steps, sampling_rate, free_steps: of stage segment.
         adversarial_rounds, generator_steps: of stage adversarial.
         synthetic, synthetic_steps: the set of those that train on synthetic images alone, and
             for how long they do.
@@ -38,6 +38,7 @@ class Preset(Value):
     unseen: int
     rounds: int
     steps: int
+    sampling_rate: float
     free_steps: int
     adversarial_rounds: int
     generator_steps: int
@@ -83,6 +84,7 @@ class Preset(Value):
             "segment": {
                 "rounds": self.rounds,
                 "steps": self.steps,
+                "sampling_rate": self.sampling_rate,
                 "free_steps": self.free_steps,
             },
             "adversarial": adversary,
@@ -97,16 +99,17 @@ PRESETS: Final[dict[_Name, Preset]] = {
         seeds=(1,),
         side=32,
         crop=24,
-        each=16,
-        held_out=4,
-        unseen=8,
-        rounds=5,
-        steps=4,
-        free_steps=60,
+        each=24,
+        held_out=5,
+        unseen=10,
+        rounds=4,
+        steps=3,
+        sampling_rate=0.15,
+        free_steps=40,
         adversarial_rounds=1,
-        generator_steps=6,
-        synthetic=24,
-        synthetic_steps=80,
+        generator_steps=4,
+        synthetic=16,
+        synthetic_steps=60,
     ),
     "full": Preset(
         name="full",
@@ -118,6 +121,7 @@ PRESETS: Final[dict[_Name, Preset]] = {
         unseen=20,
         rounds=20,
         steps=4,
+        sampling_rate=0.25,
         free_steps=800,
         adversarial_rounds=4,
         generator_steps=40,

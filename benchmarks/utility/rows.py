@@ -58,9 +58,8 @@ class Comparison:
         for budget in _EPSILONS:
             rows[f"FedAvg, epsilon {budget:g}"] = self._private_row(budget)
         rows["synthetic: public"] = lambda: self._synthetic(self.public)
-        for budget in (None, _WHOLE):
-            suffix = "" if budget is None else f", epsilon {budget:g}"
-            rows |= {f"synthetic: {k}{suffix}": v for k, v in self._synthetic_rows(budget).items()}
+        for whole, suffix in ((None, ""), (_WHOLE, f", epsilon {_WHOLE:g}")):
+            rows |= {f"synthetic: {k}{suffix}": v for k, v in self._synthetic_rows(whole).items()}
         return rows
 
     def _private_row(self, budget: float) -> Callable[[], Measured]:

@@ -89,17 +89,19 @@ class PretrainStage:
                 history.setdefault(name, []).append(loss)
         losses = {name: sum(values) / len(values) for name, values in history.items()}
         model = training.into(model)
-        if round == self.rounds:
-            volumes = [volume for pool in self._pools for volume in pool.volumes]
-            scale = fit_scale(
-                model.critic(torch.device("cpu")), volumes, model.networks.spatial_dims
-            )
-            kept = {k: v for k, v in model.tensors.items() if not k.startswith("optimizer.")}
-            model = Model(networks=model.networks, tensors=kept)
-            model = model.updated(with_prefix("features", scale.tensors()))
-            norm = _critic_gradient(training.critic, volumes, self._crop, crops, training.dims)
-            model = model.updated({"clips.critic": norm})
-        return model, losses
+        return (self.measured(model) if round == self.rounds else model), losses
+
+    def measured(self, model: Model) -> Model:
+        """Leave the optimizers behind, and measure what later stages standardise and clip by."""
+        volumes = [volume for pool in self._pools for volume in pool.volumes]
+        kept = {k: v for k, v in model.tensors.items() if not k.startswith("optimizer.")}
+        model = Model(networks=model.networks, tensors=kept)
+        dims = model.networks.spatial_dims
+        critic = model.critic(torch.device("cpu"))
+        scale = fit_scale(critic, volumes, dims)
+        crops = SimulatedRandomness("critic clip", self._seed)
+        norm = _critic_gradient(critic, volumes, self._crop, crops, dims)
+        return model.updated({**with_prefix("features", scale.tensors()), "clips.critic": norm})
 
     def _batch(self, draw: torch.Generator, crops: Randomness) -> tuple[Tensor, Tensor, Tensor]:
         """Draw two crops of each of a few phantoms, and the code of the scanner of each crop.
@@ -230,12 +232,11 @@ def _critic_gradient(
 
     A clip of 1 threw all but a few percent of every patient away in the reference trials.
     """
-    device = next(critic.parameters()).device
     norms = []
     for volume in volumes[:: max(1, len(volumes) // _MEASURED)]:
         images, labels = draw_crops(volume, crop=crop, count=2, randomness=crops)
-        pair = torch.cat([one_hot(labels), images], dim=1).to(device)
+        pair = torch.cat([one_hot(labels), images], dim=1)
         loss = -critic(as_batch(pair, dims))[-1].mean()  # the hinge where it is not flat
         parts = torch.autograd.grad(loss, list(critic.parameters()))
         norms.append(torch.stack([part.norm() for part in parts]).norm())
-    return torch.stack(norms).median().cpu()
+    return torch.stack(norms).median()
