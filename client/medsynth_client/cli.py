@@ -105,7 +105,7 @@ def check(
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option(help="A TOML file whose [data] says how files are named and labelled."),
+        typer.Option(help=r"A TOML file whose \[data] says how files are named and labelled."),
     ] = None,
     fix: Annotated[
         Path | None, typer.Option(metavar="OUT", help="Write a copy with all mended that can be.")
@@ -128,6 +128,40 @@ def check(
     else:
         typer.echo(told(examination, prepared))
     if examination.of(Level.ERROR):
+        raise typer.Exit(4)
+
+
+@app.command()
+def convert(
+    folder: Annotated[Path, typer.Argument(help="A folder for each patient, with its series.")],
+    out: Annotated[Path, typer.Option(help="The folder to make.")],
+    t1: Annotated[
+        str | None, typer.Option(metavar="PATTERN", help="The SeriesDescription of T1.")
+    ] = None,
+    t1gd: Annotated[
+        str | None, typer.Option(metavar="PATTERN", help="Of T1 after gadolinium.")
+    ] = None,
+    t2: Annotated[str | None, typer.Option(metavar="PATTERN", help="Of T2.")] = None,
+    flair: Annotated[str | None, typer.Option(metavar="PATTERN", help="Of FLAIR.")] = None,
+    format: Format = "text",
+) -> None:
+    """Turn patients' DICOM series into NIfTI: axial slices at equal steps, without gaps.
+
+    All else is refused, series by series, and is for dcm2niix; then exit 4. Nothing that a file
+    says of its patient is copied. Wants the extra `dicom`.
+
+    Example: medsynth-client convert /data/dicom --out /data/mri --t1gd "t1*nach km*"
+    """
+    from medsynth_client.convert_command import convert_folder
+    from medsynth_common.labels import Contrast
+
+    given = {Contrast.T1: t1, Contrast.T1GD: t1gd, Contrast.T2: t2, Contrast.FLAIR: flair}
+    converted = convert_folder(folder, out, given)
+    if format == "json":
+        typer.echo(json.dumps(converted.values(), indent=2))
+    else:
+        typer.echo(converted.told())
+    if converted.refused:
         raise typer.Exit(4)
 
 

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from medsynth_client.audit import AuditLog
 from medsynth_client.credentials import load_credentials
@@ -42,8 +43,9 @@ from medsynth_common.privacy.randomness import (
 )
 from medsynth_common.tensors import pack
 from medsynth_common.update import SiteUpdate, UpdateHeader
-from medsynth_common.wire.forms import check_plan_form, expected_update
+from medsynth_common.wire.forms import answered_weights, check_plan_form, expected_update
 from medsynth_common.wire.parts import update_from_tensors, update_tensors
+from medsynth_common.wire.rounding import restored, rounded
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +92,7 @@ class Site:
         ):
             self._check_address(plan)
             seal_answer = self._credentials.take(plan)  # 1. seal
-            kept = self._keeping.load()
+            kept = self._keeping.load(digest)
             if kept.plan_digest == digest and kept.header is not None:  # 2. look
                 return seal_answer(update_from_tensors(kept.header, kept.update))
             self._check(plan)  # 3. check
@@ -108,6 +110,7 @@ class Site:
             stage=header.stage,
             round=header.round,
             project=header.run,
+            meant=_meant(plan, update),
         )
         self._keeping.store(  # 7. keep
             Kept(plan_digest=digest, header=update.header, update=tensors, state=outcome.state)
@@ -201,4 +204,11 @@ class Site:
             cap=cap if math.isfinite(cap := self._policy.epsilon_cap) else None,
             delta=self._policy.delta,
         )
-        return SiteUpdate(header=header, weights=outcome.weights, own=outcome.own)
+        weights = rounded(outcome.weights, answered_weights(plan), plan.header.update_bits)
+        return SiteUpdate(header=header, weights=weights, own=outcome.own)
+
+
+def _meant(plan: RoundPlan, update: SiteUpdate) -> dict[str, Tensor]:
+    """The update's tensors as the coordinator will read them."""
+    start = answered_weights(plan)
+    return {**restored(update.weights, start, plan.header.update_bits), **update.own}

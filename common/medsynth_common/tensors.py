@@ -1,6 +1,7 @@
 """Named tensors: to bytes and back (safetensors, never pickle), and their fingerprint."""
 
 import hashlib
+import math
 from collections.abc import Mapping
 from typing import Final
 
@@ -10,6 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from medsynth_common.errors import BadMessage, Problem
+from medsynth_common.safetensors_writer import pieces
 
 #: What safetensors and torch say of bytes that are no tensors: the last three of shapes and types
 #: that pass the file's own checks and are still none of torch's.
@@ -26,12 +28,7 @@ _NOT_SAFETENSORS: Final = (
 
 def pack(tensors: Mapping[str, Tensor]) -> bytes:
     """Encode named tensors as safetensors bytes; the same tensors give the same bytes."""
-    # Clones: safetensors refuses tensors that share memory, as a style may with its prior.
-    ready = {
-        name: tensors[name].detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name in sorted(tensors)
-    }
-    return bytes(safetensors.torch.save(ready))
+    return b"".join(pieces(tensors))
 
 
 def unpack(content: bytes) -> dict[str, Tensor]:
@@ -52,8 +49,16 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> bytes:
         head = f"{name}|{tensor.dtype}|{tuple(tensor.shape)}".encode()
         # Its length first: else a clever name could hold what looks like another tensor.
         digest.update(len(head).to_bytes(8, "big") + head)
-        digest.update(tensor.view(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.view(-1).view(torch.uint8).numpy().data)
     return digest.digest()
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether every number is finite: the least and the largest tell, and NaN is both."""
+    if not tensor.numel() or not tensor.is_floating_point():
+        return True
+    least, largest = torch.aminmax(tensor)
+    return math.isfinite(least) and math.isfinite(largest)
 
 
 def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from medsynth_common import __version__
 from medsynth_common.command_line import run
 from medsynth_common.edit_kind import EditKind
 from medsynth_server.federation_commands import commands
+from medsynth_server.pretrain_commands import pretrain
 
 app = typer.Typer(
     name="medsynth-server",
@@ -157,7 +158,7 @@ def evaluate(
 
 @app.command()
 def synthesize(
-    run_folder: Annotated[Path, typer.Argument(help="A finished run's folder.")],
+    run_folder: Annotated[Path, typer.Argument(help="A finished run, or an exported one.")],
     out: Annotated[Path, typer.Option(help="The set's folder; new, or one to go on with.")],
     count: Annotated[int, typer.Option(min=1, max=10_000_000, help="Volumes.")],
     edit: Annotated[
@@ -198,6 +199,25 @@ def synthesize(
         seed=seed,
     )
     typer.echo(make_set(run_folder, out, wish).told(as_json=format == "json"))
+
+
+@app.command()
+def export(
+    run_folder: Annotated[Path, typer.Argument(help="A finished run's folder.")],
+    out: Annotated[Path, typer.Option(help="The folder to make.")],
+    licence: Annotated[str, typer.Option(help="Of the weights, for the card.")] = "not stated",
+    format: Format = "text",
+) -> None:
+    """Put a finished run's model into one folder: generator, styles, segmenter, privacy, a card.
+
+    Another machine can synthesize from it; it holds nothing else of the run.
+
+    Example: medsynth-server export runs/first --out models/first --licence CC-BY-4.0
+    """
+    from medsynth_server.export import export as export_model
+
+    exported = export_model(run_folder, out, licence=licence)
+    typer.echo(exported.told(as_json=format == "json"))
 
 
 @app.command()
@@ -258,6 +278,7 @@ def audit_dp(
 
 
 app.add_typer(commands)  # without a name: they stand beside the others
+app.add_typer(pretrain, name="pretrain")
 
 
 def main() -> None:

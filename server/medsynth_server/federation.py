@@ -5,7 +5,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 from flwr.app import Message
@@ -14,9 +14,10 @@ from torch import Tensor
 from medsynth_common.errors import BadMessage, BudgetExhausted, MedsynthError, Problem, TimedOut
 from medsynth_common.plan import RoundPlan, Stage
 from medsynth_common.update import SiteUpdate, check_tensors
-from medsynth_common.wire.forms import expected_update
+from medsynth_common.wire.forms import answered_weights, expected_update
 from medsynth_common.wire.parts import update_tensors
 from medsynth_common.wire.records import plan_to_records, update_from_records
+from medsynth_common.wire.rounding import restored
 from medsynth_server.checkpoint import Checkpoint
 from medsynth_server.flower import train_message
 from medsynth_server.model import Model
@@ -233,7 +234,7 @@ class Federation:
                 asked.refused[site] = answer
             else:
                 asked.answers.append(Answer(update=answer, question=question))
-                asked.bytes_up += _size(update_tensors(answer))
+                asked.bytes_up += _size(expected_update(plans[node]))
             self.progress.site_done(
                 site,
                 seconds=time.monotonic() - began,
@@ -270,9 +271,12 @@ def _checked(message: Message, plan: RoundPlan) -> SiteUpdate | str:
                 Problem(name="update", value="another plan's answer", wanted="this plan's")
             )
         check_tensors(update_tensors(update), expected_update(plan))
+        start = answered_weights(plan)
+        weights = restored(update.weights, start, asked.update_bits)
+        check_tensors(weights, start)
     except BadMessage as error:
         return type(error).__name__
-    return update
+    return replace(update, weights=weights)
 
 
 def _told(update: SiteUpdate) -> Told:
