@@ -190,11 +190,13 @@ def main() -> None:
     results = {name: {"people": mean_dice(measured, label)} for name, label in labellers.items()}
     for name, label in labellers.items():
         for subset, contrasts in SUBSETS.items():
-            shown = [case.seen_with(contrasts) for case in drawn]
-            results[name][subset] = mean_dice(shown, label)
+            seen = [case.seen_with(contrasts) for case in drawn]
+            results[name][subset] = mean_dice(seen, label)
     Console(width=120).print(_table(f"{len(measured)} people, T1 alone", results, ("people",)))
     Console(width=120).print(
-        _table(f"{len(drawn)} phantoms with a tumour, scanners not trained on", results, SUBSETS)
+        _table(
+            f"{len(drawn)} phantoms with a tumour, scanners not trained on", results, list(SUBSETS)
+        )
     )
     write_json(given.out / "anatomy.json", {"steps": given.steps, "results": results})
     if given.picture:
