@@ -10,7 +10,7 @@ demo: $(READY)
 	$(BIN)/medsynth-server simulate --out runs/demo
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --cov --cov-report=term
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder --cov --cov-report=term
 
 check: $(READY)
 	$(BIN)/ruff format --check .

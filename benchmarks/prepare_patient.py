@@ -21,11 +21,10 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 from scipy import ndimage
 
-from medsynth_common.durable import write_json
+from benchmarks import results
+from benchmarks.results import Goal
 from medsynth_common.labels import BRATS_VALUE_OF, CONTRASTS
 from medsynth_common.phantom import SITE_SCANNERS, make_phantom
 from medsynth_common.volumes import write_volume
@@ -114,8 +113,8 @@ def _measure(what: str, root: Path) -> dict[str, float]:
     }
 
 
-def main(out: Path = Path("runs/bench/prepare_patient.json"), *, rounds: int = ROUNDS) -> bool:
-    """Measure, print a table, write `out`; whether the ratio and every figure is under its bar."""
+def main(*, rounds: int = ROUNDS) -> bool:
+    """Measure; whether the ratio and every figure is under its bar."""
     figures: dict[str, list[dict[str, float]]] = {"chain": [], "first": [], "again": []}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -125,36 +124,35 @@ def main(out: Path = Path("runs/bench/prepare_patient.json"), *, rounds: int = R
             shutil.rmtree(root / "cache", ignore_errors=True)
             for name, what in (("chain", "chain"), ("first", "ours"), ("again", "ours")):
                 figures[name].append(_run(what, root))
-    results = {
+    found = {
         name: {key: statistics.median(run[key] for run in runs) for key in runs[0]}
         for name, runs in figures.items()
     }
-    ratio = results["first"]["cpu"] / results["chain"]["cpu"]
-    write_json(out, {"bar": BAR, "rounds": rounds, "ratio": ratio, "results": results})
-    Console().print(_table(results, ratio))
-    first, again = results["first"], results["again"]
-    return (
-        ratio <= BAR
-        and first["cpu"] <= SECONDS
-        and first["gibibytes"] <= GIBIBYTES
-        and again["cpu"] <= AGAIN_SECONDS
-    )
-
-
-def _table(results: dict[str, dict[str, float]], ratio: float) -> Table:
-    title = f"Preparing a patient over MONAI's plain chain: {ratio:.2f} (bar {BAR})"
-    table = Table(title=title, caption="one thread; peak memory with all libraries")
-    for heading in ("", "CPU s", "wall s", "peak GiB", "bar"):
-        table.add_column(heading, justify="right" if heading else "left")
-    bars = {
-        "first": f"{SECONDS:g} s, {GIBIBYTES:g} GiB",
-        "again": f"{AGAIN_SECONDS:g} s",
-    }
+    first, again = found["first"], found["again"]
     names = {"chain": "MONAI's chain", "first": "ours", "again": "ours, prepared before"}
-    for name, result in results.items():
-        numbers = [f"{result[key]:.2f}" for key in ("cpu", "wall", "gibibytes")]
-        table.add_row(names[name], *numbers, bars.get(name, ""))
-    return table
+    return results.record(
+        "prepare_patient",
+        title="Preparing a patient, beside MONAI's plain chain",
+        about=f"A patient of 240 x 240 x 155 to {GRID[0]}^3; one thread, medians of {rounds}; "
+        "peak memory with all libraries.",
+        rows=[
+            {
+                "": names[name],
+                "CPU s": figure["cpu"],
+                "wall s": figure["wall"],
+                "peak GiB": figure["gibibytes"],
+            }
+            for name, figure in found.items()
+        ],
+        goals=[
+            Goal(
+                what="ours over MONAI's chain", figure=first["cpu"] / found["chain"]["cpu"], bar=BAR
+            ),
+            Goal(what="ours", figure=first["cpu"], bar=SECONDS, unit="s"),
+            Goal(what="ours, peak memory", figure=first["gibibytes"], bar=GIBIBYTES, unit="GiB"),
+            Goal(what="ours, prepared before", figure=again["cpu"], bar=AGAIN_SECONDS, unit="s"),
+        ],
+    )
 
 
 if __name__ == "__main__":

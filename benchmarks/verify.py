@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import tomli_w
-from rich.console import Console
-from rich.table import Table
 
+from benchmarks import results
+from benchmarks.results import Goal
 from medsynth_client import hash_chain, spending
 from medsynth_client.audit import AuditEvent
 from medsynth_client.charge import Charge
@@ -37,7 +37,6 @@ from medsynth_client.ledger_record import (
 from medsynth_client.site_record import read_site
 from medsynth_client.spending import EVERYONE, Spent, epsilon_of
 from medsynth_client.verification import patient_histories, verify_record, verify_site
-from medsynth_common.durable import write_json
 from medsynth_common.phantom import SITE_SCANNERS
 from medsynth_common.privacy.pld import pld_epsilon
 
@@ -194,8 +193,8 @@ def _command(folder: Path) -> None:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
-def main(out: Path = Path("runs/bench/verify.json")) -> bool:
-    """Time verifying and its parts, print a table; True when the bar is met."""
+def main() -> bool:
+    """Time verifying and its parts; True when the bar is met."""
     with tempfile.TemporaryDirectory(prefix="medsynth-verify-") as name:
         folder = Path(name) / "site-a"
         write_site(folder, KINDS, releases=RELEASES)
@@ -214,17 +213,15 @@ def main(out: Path = Path("runs/bench/verify.json")) -> bool:
             "all": _timed(partial(verify_site, folder)),
             "the command, with Python's start and imports": _timed(partial(_command, folder)),
         }
-    write_json(out, {"releases": RELEASES, "bar": BAR, "seconds": seconds})
-    Console().print(_table(seconds), str(found.opinion))
-    return seconds["all"] <= BAR
-
-
-def _table(seconds: dict[str, float]) -> Table:
-    table = Table(title=f"Verifying {RELEASES} releases (bar: {BAR:g} s for all)")
-    table.add_column("what")
-    table.add_column("seconds", justify="right")
-    table.add_column("plain reads", justify="right")
     plain = seconds["plain read of both files"]
-    for what, taken in seconds.items():
-        table.add_row(what, f"{taken:.3f}", f"{taken / plain:.0f}")
-    return table
+    return results.record(
+        "verify",
+        title=f"Verifying a site's record of {RELEASES} releases",
+        about="CPU seconds of `medsynth-client privacy verify` and its parts, beside reading the "
+        f"files; medians of {ROUNDS}.",
+        rows=[
+            {"what": what, "seconds": taken, "plain reads": taken / plain}
+            for what, taken in seconds.items()
+        ],
+        goals=[Goal(what="all, Python's start left out", figure=seconds["all"], bar=BAR, unit="s")],
+    )

@@ -8,6 +8,20 @@ import pytest
 import torch
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give each file to one of the parallel workers, files with slow tests first.
+
+    What a file's tests share is then made once, not once a worker; so is the finished run that
+    tests of several files look at. And the end does not wait for a long file that began last.
+    """
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+    for item in items:
+        shared = "undisturbed" in getattr(item, "fixturenames", ())
+        name = "undisturbed" if shared else str(item.path.relative_to(item.config.rootpath))
+        item.add_marker(pytest.mark.xdist_group(name))
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     """Sums change with the number of threads, which a command that a test ran may have set."""

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from scipy.ndimage import gaussian_filter
 
+from made_up_evaluation import write_evaluation
 from medsynth_common.labels import CONTRASTS, TISSUES, Contrast, Region, Tissue
 from medsynth_common.plan import Stage
 from medsynth_common.release_check import ReleaseCheck, Verdict
@@ -90,6 +91,7 @@ def write_run(folder: Path, *, patients: int = 3, told: Sequence[Event] | None =
     write_privacy(folder / "privacy.json", statement())
     write_samples(folder / "samples.safetensors", patients=patients)
     (folder / "config.toml").write_text(CONFIG)
+    write_evaluation(folder / "evaluation", SITES)
     (folder / "release-check.json").write_bytes(release_check().encoded())
     return folder
 

@@ -1,4 +1,4 @@
-"""The hospital's audit log: one line for each thing that left, was refused, or was checked.
+"""The hospital's audit log: a line for each thing that left, was refused, checked or kept.
 
 Hash-chained JSON lines that any text viewer shows. Each line is on disk before what it tells of
 may leave. A line that was edited, removed, reordered, added by other hands or cut off is found
@@ -44,11 +44,11 @@ class AuditEvent(BaseModel):
         stage: the run's stage.
         round: the stage's round.
         outcome: `released` or `refused`; of a synthetic set `checked`, and `overridden` when a
-            person lets it out against the check.
+            person lets it out against the check; `kept` of what was measured and stays here.
         error: the refusal's name, or what a check found; empty when all is well.
         bytes: size of what left, or was to leave.
         sha256: of those bytes; empty when there were none yet.
-        plan_digest: SHA-256 of the plan, or of a check's result.
+        plan_digest: SHA-256 of the plan, or of a check's or measurement's result.
         epsilon: spent by the patient charged most, after this; None when unbounded, or
             when nothing was charged for it.
         receipts: digests of the ledger rows that paid for it.
@@ -63,7 +63,7 @@ class AuditEvent(BaseModel):
     project: Text
     stage: Text
     round: int
-    outcome: Literal["released", "refused", "checked", "overridden"]
+    outcome: Literal["released", "refused", "checked", "overridden", "kept"]
     error: Text = ""
     bytes: int = Field(ge=0)
     sha256: str = Field(pattern=r"^([0-9a-f]{64})?$")

@@ -109,7 +109,7 @@ def check(
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option(help="A TOML file whose [data] says how files are named and labelled."),
+        typer.Option(help=r"A TOML file whose \[data] says how files are named and labelled."),
     ] = None,
     fix: Annotated[
         Path | None, typer.Option(metavar="OUT", help="Write a copy with all mended that can be.")
@@ -132,6 +132,40 @@ def check(
     else:
         typer.echo(told(examination, prepared))
     if examination.of(Level.ERROR):
+        raise typer.Exit(4)
+
+
+@app.command()
+def convert(
+    folder: Annotated[Path, typer.Argument(help="A folder for each patient, with its series.")],
+    out: Annotated[Path, typer.Option(help="The folder to make.")],
+    t1: Annotated[
+        str | None, typer.Option(metavar="PATTERN", help="The SeriesDescription of T1.")
+    ] = None,
+    t1gd: Annotated[
+        str | None, typer.Option(metavar="PATTERN", help="Of T1 after gadolinium.")
+    ] = None,
+    t2: Annotated[str | None, typer.Option(metavar="PATTERN", help="Of T2.")] = None,
+    flair: Annotated[str | None, typer.Option(metavar="PATTERN", help="Of FLAIR.")] = None,
+    format: Format = "text",
+) -> None:
+    """Turn patients' DICOM series into NIfTI: axial slices at equal steps, without gaps.
+
+    All else is refused, series by series, and is for dcm2niix; then exit 4. Nothing that a file
+    says of its patient is copied. Wants the extra `dicom`.
+
+    Example: medsynth-client convert /data/dicom --out /data/mri --t1gd "t1*nach km*"
+    """
+    from medsynth_client.convert_command import convert_folder
+    from medsynth_common.labels import Contrast
+
+    given = {Contrast.T1: t1, Contrast.T1GD: t1gd, Contrast.T2: t2, Contrast.FLAIR: flair}
+    converted = convert_folder(folder, out, given)
+    if format == "json":
+        typer.echo(json.dumps(converted.values(), indent=2))
+    else:
+        typer.echo(converted.told())
+    if converted.refused:
         raise typer.Exit(4)
 
 
@@ -359,8 +393,8 @@ def release_check(
     held_out: Annotated[
         Path | None,
         typer.Option(
-            help="Patients never trained on, a folder each; default: those of the site's data "
-            "folder that site.toml does not name."
+            help="Patients never trained on, a folder each; default: those that site.toml holds "
+            "out or does not name."
         ),
     ] = None,
     override: Annotated[
@@ -395,6 +429,28 @@ def release_check(
             typer.echo(f"released anyway by {check.override.who}: {check.override.reason}")
     if not may_leave(check):
         raise typer.Exit(5)
+
+
+@app.command()
+def evaluate(
+    site: SiteFolder,
+    weights: Annotated[Path, typer.Argument(help="A federation's weights/segmenter.safetensors.")],
+    settings: Annotated[
+        Path | None, typer.Option(help="That run's config.toml; default: beside weights/.")
+    ] = None,
+    format: Format = "text",
+) -> None:
+    """Measure a segmenter on the site's own held-out patients (held_out in site.toml).
+
+    The scores stay at the site: evaluation.json, which its owner alone can read, and a line in the
+    audit log. Nothing is sent.
+
+    Example: medsynth-client evaluate /srv/medsynth/site-a results/weights/segmenter.safetensors
+    """
+    from medsynth_client.evaluate_command import evaluate_here
+
+    found = evaluate_here(site, weights, settings=settings)
+    typer.echo(found.model_dump_json(indent=2) if format == "json" else found.told())
 
 
 def _fail_for(problems: "Sequence[Problem]") -> None:

@@ -34,6 +34,9 @@ name = {name}
 declared_patients = {declared}
 # Whose plans this site carries out. Compare it by telephone; see coordinator.card.
 coordinator_key = {coordinator_key}
+# Patients that are never trained on: a share, which this site's key draws, or a list of names.
+# `medsynth-client evaluate` measures a segmenter on them, and its figures stay here.
+# held_out = 0.2
 
 [source]
 kind = "folder"

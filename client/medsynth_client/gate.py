@@ -13,8 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import safetensors.torch
-import torch
 from torch import Tensor
 
 from medsynth_client.audit import AuditEvent, AuditLog
@@ -27,6 +25,7 @@ from medsynth_common.errors import (
     Problem,
     UnsafeRelease,
 )
+from medsynth_common.tensors import all_finite, pack
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +36,7 @@ class _Asked:
 
     content: bytes
     tensors: Mapping[str, Tensor]
+    meant: Mapping[str, Tensor]
     expected: Mapping[str, Tensor]
     receipts: Sequence[Receipt]
     plan_digest: str
@@ -65,6 +65,7 @@ class Gate:
         stage: str,
         round: int,
         project: str,
+        meant: Mapping[str, Tensor] | None = None,
     ) -> bytes:
         """Give `update_bytes` back once they may leave.
 
@@ -77,6 +78,7 @@ class Gate:
             stage: the plan's stage.
             round: the plan's round.
             project: the plan's run.
+            meant: the weights that rounded tensors stand for; they are measured in their place.
 
         Raises:
             PolicyRefusal: stage, size or norm is not allowed here.
@@ -89,6 +91,7 @@ class Gate:
         asked = _Asked(
             content=update_bytes,
             tensors=tensors,
+            meant=tensors if meant is None else meant,
             expected=expected,
             receipts=receipts,
             plan_digest=plan_digest,
@@ -181,8 +184,8 @@ class Gate:
             raise NotCharged(f"the receipt for {receipt.mechanism} has let a release out before")
 
     def _check_norm(self, asked: _Asked) -> None:
-        squares = (float(tensor.double().square().sum()) for tensor in asked.tensors.values())
-        norm = math.sqrt(sum(squares))
+        flat = (tensor.detach().cpu().double().flatten() for tensor in asked.meant.values())
+        norm = math.sqrt(sum(float(numbers.dot(numbers)) for numbers in flat))
         if not norm <= self._policy.maximum_norm:
             wanted = f"at most {self._policy.maximum_norm:g}"
             raise _refusal("maximum_norm", f"norm {norm:.4g}", wanted)
@@ -200,7 +203,7 @@ def _check_form(asked: _Asked) -> None:
     problems += [
         Problem(name=name[:80], value="numbers that are not finite", wanted="finite ones")
         for name, tensor in asked.tensors.items()
-        if not bool(torch.isfinite(tensor).all())
+        if not all_finite(tensor)
     ]
     if problems:
         raise UnsafeRelease("\n".join(map(str, problems)))
@@ -208,11 +211,7 @@ def _check_form(asked: _Asked) -> None:
 
 def _check_encoding(asked: _Asked) -> None:
     """Raise UnsafeRelease unless the bytes are the checked tensors, with nothing hidden."""
-    plain = {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in asked.tensors.items()
-    }
-    if safetensors.torch.save(plain) != asked.content:
+    if pack(asked.tensors) != asked.content:
         raise UnsafeRelease("the bytes are not the plain safetensors encoding of the tensors")
 
 

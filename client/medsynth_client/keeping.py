@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from medsynth_common.durable import write_bytes
+from medsynth_common.durable import write_pieces
 from medsynth_common.errors import BadData, BadMessage, Problem
 from medsynth_common.plan import canonical_json, parse
+from medsynth_common.safetensors_writer import pieces
 from medsynth_common.tensors import under, with_prefix
 from medsynth_common.update import UpdateHeader
 
@@ -43,16 +43,25 @@ class Keeping:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def load(self) -> Kept:
-        """Read the memory; a site that has none yet has an empty one."""
+    def load(self, asked: str | None = None) -> Kept:
+        """Read the memory; a site that has none yet has an empty one.
+
+        Where the digest of the plan that is asked is given, an answer to another is not read.
+        """
         if not self._path.exists():
             return Kept()
         try:
             with safe_open(self._path, framework="pt") as stored:
                 metadata = stored.metadata() or {}
-                tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - no mapping
+                plan_digest = metadata["plan_digest"]
+                names = [
+                    name
+                    for name in stored.keys()  # noqa: SIM118 - no mapping
+                    if asked in (None, plan_digest) or not name.startswith("update.")
+                ]
+                tensors = {name: stored.get_tensor(name) for name in names}
             return Kept(
-                plan_digest=metadata["plan_digest"],
+                plan_digest=plan_digest,
                 header=parse(UpdateHeader, metadata["header"], name=str(self._path)),
                 update=under("update", tensors),
                 state=under("state", tensors),
@@ -75,5 +84,4 @@ class Keeping:
             "plan_digest": kept.plan_digest,
             "header": canonical_json(kept.header).decode(),
         }
-        ready = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        write_bytes(self._path, safetensors.torch.save(ready, metadata=metadata))
+        write_pieces(self._path, pieces(tensors, metadata))

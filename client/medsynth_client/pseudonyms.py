@@ -63,6 +63,10 @@ class Pseudonyms:
             raise BadData(Problem(name="data set", value=value, wanted="each patient once"))
         return sorted(self._hashed("patient", patient)[:32] for patient in patients)
 
+    def place(self, patient: str) -> float:
+        """Give a patient a place in 0..1 that depends on him and the key alone, to draw by."""
+        return int(self._hashed("held out", patient)[:13], 16) / 16**13
+
     def dataset(self, pseudonyms: Sequence[str]) -> str:
         """Name a data set after its members."""
         return self._hashed("dataset", "\n".join(pseudonyms))[:32]

@@ -14,6 +14,8 @@ import torch
 
 from medsynth_client.audit import AuditEvent, AuditLog
 from medsynth_client.hash_chain import utc_now
+from medsynth_client.holding_out import Patients, patients_of
+from medsynth_client.retention import PREPARED
 from medsynth_client.site_file import SiteFile
 from medsynth_common.dataset import (
     DataConfig,
@@ -22,7 +24,7 @@ from medsynth_common.dataset import (
     checked_patients,
     prepare,
 )
-from medsynth_common.dataset.source import FolderSource, Source, files_in, load_patients
+from medsynth_common.dataset.source import FolderSource, Source, files_in
 from medsynth_common.durable import write_bytes
 from medsynth_common.learning.volumes import Volume
 from medsynth_common.release_check import ReleaseCheck, Verdict, check_release
@@ -42,7 +44,8 @@ def run_release_check(
         folder: the site's, with its site.toml.
         synthetic: a synthetic set, with its dataset.json.
         held_out: patients that nothing was trained on, a folder each, named as the site's own;
-            None for those of the site's own data folder that site.toml does not train on.
+            None for those of the site's own that site.toml does not train on: `held_out`, and
+            whoever else is in its data folder.
         reason: why the set may leave even if it does not pass; empty for none.
 
     Raises:
@@ -52,14 +55,15 @@ def run_release_check(
     """
     reason = checked_reason(reason, flag="--override")
     site = SiteFile.load(folder / "site.toml")
+    patients = patients_of(site, folder)
     audit = AuditLog(folder / "audit.jsonl")
     volumes = read_synthetic_set(synthetic)
     identity = _Identity.of(synthetic)
     grid = tuple(next(iter(volumes.values())).labels.shape)
     check = check_release(
         volumes,
-        training=load_patients(site.source, grid, cache=folder / "prepared"),
-        held_out=_held_out(site.source, grid, held_out),
+        training=patients.load_training(grid, cache=folder / PREPARED),
+        held_out=_held_out(patients, grid, given=held_out, cache=folder / PREPARED),
         seed=int(identity.sha256[:12], 16),
     )
     if reason and check.verdict is not Verdict.PASSED:
@@ -117,9 +121,14 @@ def _events(identity: _Identity, check: ReleaseCheck, result: str) -> Iterator[A
         yield checked.model_copy(update=changes)
 
 
-def _held_out(source: Source, grid: tuple[int, ...], given: Path | None) -> Iterator[Volume]:
+def _held_out(
+    patients: Patients, grid: tuple[int, ...], *, given: Path | None, cache: Path
+) -> Iterator[Volume]:
+    source = patients.source
     data = source.data if isinstance(source, FolderSource) else DataConfig()
     shape = (grid[0], grid[1], grid[2])
+    if given is None:
+        yield from patients.load_held_out(grid, cache=cache)
     for files in _given(given, data) if given is not None else _left_over(source):
         ready = prepare(files, shape, data)
         yield Volume(image=torch.from_numpy(ready.image), labels=torch.from_numpy(ready.labels))

@@ -19,10 +19,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from medsynth_client.audit import AuditLog
 from medsynth_client.credentials import load_credentials
 from medsynth_client.gate import Gate
+from medsynth_client.holding_out import LEDGER, patients_of
 from medsynth_client.keeping import Keeping, Kept
 from medsynth_client.ledger import Ledger, Receipt
 from medsynth_client.order import Order, Outcome
@@ -31,7 +33,6 @@ from medsynth_client.retention import PREPARED, STATE
 from medsynth_client.site_file import SiteFile
 from medsynth_client.spending import epsilon_of
 from medsynth_client.stages import WORK
-from medsynth_common.dataset.source import load_patients
 from medsynth_common.errors import AlreadyAnswered, Problem, WrongAddress
 from medsynth_common.learning.volumes import Volume
 from medsynth_common.plan import RoundPlan
@@ -42,8 +43,9 @@ from medsynth_common.privacy.randomness import (
 )
 from medsynth_common.tensors import pack
 from medsynth_common.update import SiteUpdate, UpdateHeader
-from medsynth_common.wire.forms import check_plan_form, expected_update
+from medsynth_common.wire.forms import answered_weights, check_plan_form, expected_update
 from medsynth_common.wire.parts import update_from_tensors, update_tensors
+from medsynth_common.wire.rounding import restored, rounded
 
 log = logging.getLogger(__name__)
 
@@ -57,12 +59,13 @@ class Site:
         self._device = device
         self._policy = self.file.policy
         self._ledger = Ledger(
-            folder / "ledger.db",
+            folder / LEDGER,
             cap=self._policy.epsilon_cap,
             delta=self._policy.delta,
             epsilon=epsilon_of,
         )
-        self._ledger.register_dataset(self.file.source.names())
+        self._members = patients_of(self.file, folder)
+        self._ledger.register_dataset(self._members.training)
         self._gate = Gate(self._policy, AuditLog(folder / "audit.jsonl"), self._ledger)
         self._keeping = Keeping(folder / STATE)
         self._credentials = load_credentials(folder, self.file.coordinator_key)
@@ -89,7 +92,7 @@ class Site:
         ):
             self._check_address(plan)
             seal_answer = self._credentials.take(plan)  # 1. seal
-            kept = self._keeping.load()
+            kept = self._keeping.load(digest)
             if kept.plan_digest == digest and kept.header is not None:  # 2. look
                 return seal_answer(update_from_tensors(kept.header, kept.update))
             self._check(plan)  # 3. check
@@ -107,6 +110,7 @@ class Site:
             stage=header.stage,
             round=header.round,
             project=header.run,
+            meant=_meant(plan, update),
         )
         self._keeping.store(  # 7. keep
             Kept(plan_digest=digest, header=update.header, update=tensors, state=outcome.state)
@@ -168,14 +172,14 @@ class Site:
         )
 
     def patients(self, grid: tuple[int, ...]) -> Sequence[Volume]:
-        """The site's patients on this grid; prepared once and cached on disk.
+        """The site's training patients on this grid; prepared once and cached on disk.
 
         Those of one grid are held in memory, however many grids are asked for.
         """
         if grid not in self._patients:
             self._patients = {}
             cache = self._folder / PREPARED
-            self._patients = {grid: load_patients(self.file.source, grid, cache=cache)}
+            self._patients = {grid: self._members.load_training(grid, cache=cache)}
         return self._patients[grid]
 
     def _randomness(self, plan: RoundPlan, digest: str) -> Randomness:
@@ -200,4 +204,11 @@ class Site:
             cap=cap if math.isfinite(cap := self._policy.epsilon_cap) else None,
             delta=self._policy.delta,
         )
-        return SiteUpdate(header=header, weights=outcome.weights, own=outcome.own)
+        weights = rounded(outcome.weights, answered_weights(plan), plan.header.update_bits)
+        return SiteUpdate(header=header, weights=weights, own=outcome.own)
+
+
+def _meant(plan: RoundPlan, update: SiteUpdate) -> dict[str, Tensor]:
+    """The update's tensors as the coordinator will read them."""
+    start = answered_weights(plan)
+    return {**restored(update.weights, start, plan.header.update_bits), **update.own}

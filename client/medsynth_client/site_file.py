@@ -3,6 +3,7 @@
 import json
 import tomllib
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field, ValidationError
 
@@ -35,6 +36,8 @@ class SiteFile(Value):
             averages. Not the true count, which one patient more or less would change.
         source: where the patients are.
         policy: what the site allows.
+        held_out: patients that are never trained on: their names, or a share of all, which the
+            site's own key draws. `evaluate` measures on them, and they stay here.
         coordinator_key: public key of the coordinator, whose seal every plan must bear; None
             where site and coordinator are one machine's.
         connection: how it is reached.
@@ -46,6 +49,7 @@ class SiteFile(Value):
     declared_patients: int = Field(ge=1, le=1_000_000)
     source: Source
     policy: SitePolicy
+    held_out: Annotated[float, Field(ge=0, le=0.9)] | tuple[str, ...] = 0.0
     coordinator_key: str | None = Field(default=None, pattern=r"^ed25519:[0-9a-f]{64}$")
     connection: ConnectionSettings = ConnectionSettings()
     simulation_seed: int | None = Field(default=None, ge=0, lt=2**62)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from medsynth_client import hash_chain
 from medsynth_client.audit import AuditEvent, AuditLog
+from medsynth_client.holding_out import patients_of
 from medsynth_client.ledger_file import LedgerFile, guard_problems
 from medsynth_client.ledger_record import LedgerRecord
 from medsynth_client.site_file import SiteFile
@@ -64,7 +65,7 @@ def read_site(folder: Path) -> SiteRecord:
         events, torn = _audited(folder)
     datasets, patients = record.spending.datasets, record.spending.patients
     pseudonyms = ledger.pseudonyms(record)
-    members = pseudonyms.of(file.source.names())
+    members = pseudonyms.of(patients_of(file, folder).training)
     dataset = pseudonyms.dataset(members)
     if not record.spending.knows(dataset):  # named in the file since the last round
         record.spending.register(dataset, members)

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -65,8 +65,13 @@ def sweep(folder: Path) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write `content` to `path`, whole or not at all."""
-    with replacing(path) as part:
-        part.write_bytes(content)
+    write_pieces(path, [content])
+
+
+def write_pieces(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
+    """Write `pieces` one after the other to `path`, whole or not at all."""
+    with replacing(path) as part, part.open("wb") as stream:
+        stream.writelines(pieces)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

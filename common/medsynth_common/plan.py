@@ -29,7 +29,12 @@ MOST_PROBLEMS: Final = 20
 #: What a site or run may be called.
 SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 Name = Annotated[str, Field(pattern=f"^{SITE_NAME.pattern}$")]
+#: Of each weight on its way up; 32 sends weights as they are. See `wire.rounding`.
+Bits = Literal[4, 8, 32]
 Grid = Annotated[tuple[int, ...], Field(min_length=3, max_length=3)]
+Patch = Annotated[
+    tuple[Annotated[int, Field(ge=1, le=512)], ...], Field(min_length=3, max_length=3)
+]
 
 
 class Stage(StrEnum):
@@ -50,6 +55,13 @@ class Critic(StrEnum):
     PATCHGAN = "patchgan"
 
 
+class Game(StrEnum):
+    """What a PatchGAN and the generator play for."""
+
+    HINGE = "hinge"
+    CROSS_ENTROPY = "cross-entropy"
+
+
 class MomentsSettings(Value):
     """One Gaussian release of per-tissue intensity moments."""
 
@@ -57,19 +69,40 @@ class MomentsSettings(Value):
 
 
 class SegmentSettings(Value):
-    """DP-SGD on the segmenter; `steps` local steps a round are in the mechanism."""
+    """DP-SGD on the segmenter; `steps` local steps a round are in the mechanism.
+
+    `few` trains norms, activations, biases and the last layer alone: less noise in all, for a
+    small epsilon.
+    """
 
     stage: Literal[Stage.SEGMENT] = Stage.SEGMENT
+    parameters: Literal["all", "few"] = "all"
     learning_rate: float = Field(default=1e-3, gt=0, le=1)
     crops: int = Field(default=2, ge=1, le=64)
     proximal: float = Field(default=0.0, ge=0, le=100)
 
 
 class AdversarialSettings(Value):
-    """Train the site's critic on its patients, then the generator against it on public labels."""
+    """Train the site's critic on its patients, then the generator against it on public labels.
+
+    Attributes:
+        game: of the PatchGAN; the other critics have no use for it.
+        generator_steps: of a round.
+        batch: public label maps of one step.
+        crops: cut from each sampled patient.
+        critic_weight, consistency_weight, lock_weight: of the parts of the generator's loss.
+        paired_weight: of the L1 distance on patients' own pairs; 0 leaves it out. With a PatchGAN
+            this is the seed paper's training: critic and generator take turns on the same pairs.
+        lesion_share: the part of that distance that is taken in patches around lesion voxels, the
+            other part being in patches around brain voxels. 0: the plain mean over all voxels.
+        lesion_patch: the patches' sides, in voxels.
+        label_bank: how many public label maps there are.
+
+    """
 
     stage: Literal[Stage.ADVERSARIAL] = Stage.ADVERSARIAL
     critic: Critic = Critic.MEAN_FEATURES
+    game: Game = Game.HINGE
     critic_learning_rate: float = Field(default=1e-3, gt=0, le=1)
     generator_steps: int = Field(default=5, ge=0, le=100_000)
     generator_learning_rate: float = Field(default=5e-4, gt=0, le=1)
@@ -79,7 +112,14 @@ class AdversarialSettings(Value):
     consistency_weight: float = Field(default=0.1, ge=0)
     lock_weight: float = Field(default=10.0, ge=0)
     paired_weight: float = Field(default=0.0, ge=0)
+    lesion_share: float = Field(default=0.0, ge=0, le=1)
+    lesion_patch: Patch = (16, 16, 16)
     label_bank: int = Field(default=16, ge=2, le=4096)
+
+    @property
+    def plays_on_pairs(self) -> bool:
+        """Whether critic and generator both learn from the patients' own pairs, as pix2pix does."""
+        return self.critic is Critic.PATCHGAN and self.paired_weight > 0
 
 
 class MetricsSettings(Value):
@@ -95,7 +135,22 @@ Settings = Annotated[
 
 
 class PlanHeader(Value):
-    """All of a plan but its weights."""
+    """All of a plan but its weights.
+
+    Attributes:
+        run: under which the site keeps its ledger entries.
+        stage: what is trained.
+        round: of the stage, from 1.
+        site: who is asked.
+        grid: voxels of a volume.
+        crop: voxels of a crop.
+        networks: sizes of the networks.
+        settings: of the stage.
+        mechanisms: what is spent, in order.
+        public_seed: of public label maps.
+        update_bits: of each weight in the answer.
+
+    """
 
     run: Name
     stage: Stage
@@ -107,6 +162,7 @@ class PlanHeader(Value):
     settings: Settings
     mechanisms: tuple[Mechanism, ...] = Field(max_length=2)
     public_seed: int = Field(ge=0, lt=2**63)
+    update_bits: Bits = 32
 
     @model_validator(mode="after")
     def _parts_agree(self) -> "PlanHeader":

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsynth_common import __version__
+from medsynth_common.dataset.frame import voxel_form
 from medsynth_common.labels import BRATS_VALUE_OF, TUMOUR, Tissue
 from medsynth_common.learning.volumes import Volume
 from medsynth_common.volumes import write_volume
@@ -71,7 +72,8 @@ def files_of(layout: Layout, name: str, volume: Volume) -> dict[str, Voxels]:
 
 def phantom_affine(grid: tuple[int, ...]) -> NDArray[np.float64]:
     """Give label maps that were drawn a scale: voxel indices to millimetres, (4, 4)."""
-    return np.diag([*(_HEAD_MM / max(grid),) * 3, 1.0])
+    form = voxel_form(grid)
+    return np.diag([*(form * _HEAD_MM / max(form * grid)), 1.0])
 
 
 def write_file(folder: Path, path: str, voxels: Voxels, affine: NDArray[np.float64]) -> None:

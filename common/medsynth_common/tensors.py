@@ -1,9 +1,9 @@
 """Named tensors: to bytes and back (safetensors, never pickle), and their fingerprint."""
 
 import hashlib
-import json
+import math
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import Final
 
 import safetensors.torch
 import torch
@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from medsynth_common.errors import BadMessage, Problem
+from medsynth_common.safetensors_writer import bytes_of, pieces
 
 #: What safetensors and torch say of bytes that are no tensors: the last three of shapes and types
 #: that pass the file's own checks and are still none of torch's.
@@ -24,30 +25,10 @@ NOT_SAFETENSORS: Final = (
     AssertionError,
 )
 
-#: The types that safetensors has a code for and ours may be of.
-TYPE_OF: Final[Mapping[str, torch.dtype]] = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-_CODE_OF: Final = {dtype: code for code, dtype in TYPE_OF.items()}
-
 
 def pack(tensors: Mapping[str, Tensor]) -> bytes:
     """Encode named tensors as safetensors bytes; the same tensors give the same bytes."""
-    # Clones: safetensors refuses tensors that share memory, as a style may with its prior.
-    ready = {
-        name: tensors[name].detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name in sorted(tensors)
-    }
-    return bytes(safetensors.torch.save(ready))
+    return b"".join(pieces(tensors))
 
 
 def packed_pieces(tensors: Mapping[str, Tensor], *, size: int) -> Iterator[bytes]:
@@ -57,7 +38,7 @@ def packed_pieces(tensors: Mapping[str, Tensor], *, size: int) -> Iterator[bytes
     for a type that safetensors has no code for.
     """
     piece = bytearray()
-    for part in _safetensors(tensors):
+    for part in pieces(tensors):
         for start in range(0, len(part), size):
             piece += part[start : start + size]
             if len(piece) >= size:
@@ -65,33 +46,6 @@ def packed_pieces(tensors: Mapping[str, Tensor], *, size: int) -> Iterator[bytes
                 del piece[:size]
     if piece:
         yield bytes(piece)
-
-
-def _safetensors(tensors: Mapping[str, Tensor]) -> Iterator[memoryview]:
-    """The format's parts: the length of the header, the header, each tensor's bytes."""
-    # The widest types first, so that each tensor lies at a multiple of its type's size.
-    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    header: dict[str, dict[str, object]] = {}
-    end = 0
-    for name in order:
-        tensor = tensors[name]
-        if tensor.dtype not in _CODE_OF:
-            wanted = f"one of {', '.join(TYPE_OF)}"
-            raise BadMessage(Problem(name=name, value=str(tensor.dtype), wanted=wanted))
-        start, end = end, end + tensor.numel() * tensor.element_size()
-        code, shape = _CODE_OF[tensor.dtype], list(tensor.shape)
-        header[name] = {"dtype": code, "shape": shape, "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    yield memoryview(len(text).to_bytes(8, "little"))
-    yield memoryview(text)
-    for name in order:
-        yield memoryview(_bytes_of(tensors[name]))
-
-
-def _bytes_of(tensor: Tensor) -> Any:
-    """A tensor's bytes, as they lie there where they lie together."""
-    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
 
 
 def unpack(content: bytes) -> dict[str, Tensor]:
@@ -112,8 +66,16 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> bytes:
         head = f"{name}|{tensor.dtype}|{tuple(tensor.shape)}".encode()
         # Its length first: else a clever name could hold what looks like another tensor.
         digest.update(len(head).to_bytes(8, "big") + head)
-        digest.update(_bytes_of(tensor))
+        digest.update(bytes_of(tensor))
     return digest.digest()
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether every number is finite: the least and the largest tell, and NaN is both."""
+    if not tensor.numel() or not tensor.is_floating_point():
+        return True
+    least, largest = torch.aminmax(tensor)
+    return math.isfinite(least) and math.isfinite(largest)
 
 
 def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

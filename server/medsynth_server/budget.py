@@ -29,13 +29,16 @@ class PublicClips:
     Attributes:
         level: of a patient's vector of tissue intensities.
         spread: of a patient's vector of distances from the site's mean.
-        features: of a patient's vector of image features.
+        features: of a patient's vector of image features; also of the head's gradient, which
+            is that vector and a 1.
+        critic: of a patient's gradient of a whole PatchGAN.
 
     """
 
     level: float
     spread: float
     features: float
+    critic: float
 
     @classmethod
     def of(cls, model: Model) -> "PublicClips":
@@ -45,6 +48,7 @@ class PublicClips:
             level=float(prior.level_clip),
             spread=float(prior.spread_clip),
             features=float(model.tensors["features.clip"]),
+            critic=float(model.tensors["clips.critic"]),
         )
 
 
@@ -52,7 +56,7 @@ def check_budget(config: RunConfig) -> None:
     """Raise `BadConfig` for a budget that no noise can keep; before anything has been trained."""
     if config.privacy == "off":
         return
-    unmeasured = PublicClips(level=1.0, spread=1.0, features=1.0)
+    unmeasured = PublicClips(level=1.0, spread=1.0, features=1.0, critic=1.0)
     calibrate(
         requests(config, unmeasured), epsilon=config.privacy.epsilon, delta=config.privacy.delta
     )
@@ -80,8 +84,8 @@ def requests(config: RunConfig, clips: PublicClips) -> list[Request]:
         )
     if config.adversarial.enabled:
         adversarial = config.adversarial
-        by_features = adversarial.critic is Critic.MEAN_FEATURES
-        clip = clips.features if by_features else adversarial.clip
+        whole = adversarial.critic is Critic.PATCHGAN
+        clip = adversarial.clip or (clips.critic if whole else clips.features)
         wanted.append(
             Request(
                 name="critic",
@@ -97,7 +101,7 @@ def requests(config: RunConfig, clips: PublicClips) -> list[Request]:
                     name="paired",
                     share=adversarial.paired_share,
                     clip=adversarial.paired_clip,
-                    sampling_rate=config.segment.sampling_rate,
+                    sampling_rate=adversarial.paired_sampling_rate,
                     steps=adversarial.rounds * adversarial.generator_steps,
                 )
             )

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import safetensors.torch
 from safetensors import SafetensorError, safe_open
 
-from medsynth_common.durable import write_bytes
+from medsynth_common.durable import write_pieces
 from medsynth_common.errors import BadData, Problem
+from medsynth_common.safetensors_writer import pieces
 from medsynth_server.model import Model
 
 
@@ -63,6 +63,5 @@ class Checkpoint:
 
     def store(self, model: Model, done: Done) -> None:
         """Replace the checkpoint."""
-        ready = {name: model.tensors[name].contiguous() for name in sorted(model.tensors)}
-        content = safetensors.torch.save(ready, metadata={"done": json.dumps(dict(done.rounds))})
-        write_bytes(self.path, content)
+        metadata = {"done": json.dumps(dict(done.rounds))}
+        write_pieces(self.path, pieces(model.tensors, metadata))

@@ -9,6 +9,7 @@ from medsynth_common import __version__
 from medsynth_common.command_line import run
 from medsynth_common.edit_kind import EditKind
 from medsynth_server.federation_commands import commands
+from medsynth_server.pretrain_commands import pretrain
 
 app = typer.Typer(
     name="medsynth-server",
@@ -117,8 +118,47 @@ def simulate(
 
 
 @app.command()
+def evaluate(
+    what: Annotated[
+        Path, typer.Argument(help="A finished simulation's folder, or settings to simulate first.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="With settings: the run's folder; new, or one to resume.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="With settings: real patients; default: phantoms.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(help="Trainings of every cell.")] = None,
+    architectures: Annotated[
+        str | None, typer.Option(help="unet, segresnet, or both with a comma.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Training steps of every cell.")] = None,
+    format: Format = "text",
+) -> None:
+    """Measure what a simulation's synthetic volumes are worth, as Shin et al. 2018 did.
+
+    Segmenters are trained on real patients, on synthetic volumes, on both, and on synthetic ones
+    and then a tenth of the real; each with and without augmentation, all on held-out patients.
+    Then how near synthetic volumes are to real ones. Stopped at any moment, the same command goes
+    on. The results are in OUT/evaluation and in the report.
+
+    Example: medsynth-server evaluate deploy/examples/paper-table.toml --out runs/table
+    """
+    from medsynth_server.evaluate import Wish
+    from medsynth_server.evaluate import evaluate as run_evaluation
+
+    wish = Wish(
+        seeds=seeds,
+        architectures=None if architectures is None else tuple(architectures.split(",")),
+        steps=steps,
+    )
+    evaluated = run_evaluation(what, out, data=data, wish=wish)
+    typer.echo(evaluated.told(as_json=format == "json"))
+
+
+@app.command()
 def synthesize(
-    run_folder: Annotated[Path, typer.Argument(help="A finished run's folder.")],
+    run_folder: Annotated[Path, typer.Argument(help="A finished run, or an exported one.")],
     out: Annotated[Path, typer.Option(help="The set's folder; new, or one to go on with.")],
     count: Annotated[int, typer.Option(min=1, max=10_000_000, help="Volumes.")],
     edit: Annotated[
@@ -159,6 +199,25 @@ def synthesize(
         seed=seed,
     )
     typer.echo(make_set(run_folder, out, wish).told(as_json=format == "json"))
+
+
+@app.command()
+def export(
+    run_folder: Annotated[Path, typer.Argument(help="A finished run's folder.")],
+    out: Annotated[Path, typer.Option(help="The folder to make.")],
+    licence: Annotated[str, typer.Option(help="Of the weights, for the card.")] = "not stated",
+    format: Format = "text",
+) -> None:
+    """Put a finished run's model into one folder: generator, styles, segmenter, privacy, a card.
+
+    Another machine can synthesize from it; it holds nothing else of the run.
+
+    Example: medsynth-server export runs/first --out models/first --licence CC-BY-4.0
+    """
+    from medsynth_server.export import export as export_model
+
+    exported = export_model(run_folder, out, licence=licence)
+    typer.echo(exported.told(as_json=format == "json"))
 
 
 @app.command()
@@ -219,6 +278,7 @@ def audit_dp(
 
 
 app.add_typer(commands)  # without a name: they stand beside the others
+app.add_typer(pretrain, name="pretrain")
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from medsynth_common.dataset import DataConfig
 from medsynth_common.errors import BadConfig, Problem
 from medsynth_common.networks import PRESETS, NetworkSettings
 from medsynth_common.phantom.subject import LARGEST, SMALLEST
-from medsynth_common.plan import AdversarialSettings, Grid, SegmentSettings, problems_of
+from medsynth_common.plan import AdversarialSettings, Bits, Grid, SegmentSettings, problems_of
 from medsynth_common.privacy.mechanism import Value
 
 
@@ -39,6 +39,7 @@ class Federation(Value):
         test_patients: phantoms each holds out for evaluation.
         strategy: a Flower strategy by name.
         deadline: seconds to wait for a round's answers.
+        update_bits: of each weight that a site sends; 4 and 8 round its difference to the plan's.
 
     """
 
@@ -47,6 +48,7 @@ class Federation(Value):
     test_patients: int = Field(default=6, ge=1, le=1000)
     strategy: Literal["fedavg", "fedadam", "fedprox", "median", "trimmed-mean", "krum"] = "fedavg"
     deadline: float = Field(default=3600.0, gt=0)
+    update_bits: Bits = 32
 
 
 class Privacy(Value):
@@ -71,8 +73,15 @@ class Privacy(Value):
 
 
 class Pretrain(Value):
-    """Public training at the coordinator on phantoms of randomised scanners."""
+    """Public training at the coordinator on phantoms of randomised scanners.
 
+    Attributes:
+        start: `shipped`: from the weights that come with medsynth, without training; `fresh`: from
+            nothing, by the settings below. None: shipped where they are of this size.
+
+    """
+
+    start: Literal["shipped", "fresh"] | None = None
     rounds: int = Field(default=3, ge=1, le=10_000)
     steps: int = Field(default=80, ge=1, le=1_000_000)
     batch: int = Field(default=4, ge=1, le=1024)
@@ -103,17 +112,17 @@ class Segment(SegmentSettings):
 
 
 class Adversarial(AdversarialSettings):
-    """Stage adversarial. `clip` is for the critics trained by DP-SGD; the mean of features has
-    its clip measured on public volumes."""
+    """Stage adversarial. Without a `clip` of its own the critic's is measured on public volumes."""
 
     enabled: bool = True
     share: float = Field(default=0.25, gt=0)
     rounds: int = Field(default=2, ge=1, le=100_000)
     steps: int = Field(default=1, ge=1, le=100_000)
     sampling_rate: float = Field(default=1.0, gt=0, le=1)
-    clip: float = Field(default=1.0, gt=0)
+    clip: float | None = Field(default=None, gt=0)
     paired_share: float = Field(default=0.25, gt=0)
     paired_clip: float = Field(default=1.0, gt=0)
+    paired_sampling_rate: float = Field(default=0.2, gt=0, le=1)
 
 
 class Metrics(Value):
@@ -142,6 +151,34 @@ class Evaluation(Value):
     reference: bool = True
 
 
+class Table(Value):
+    """What `evaluate` trains, to fill the table of Shin et al. 2018.
+
+    Attributes:
+        seeds: trainings of every cell, each from other random weights.
+        architectures: the segmenters.
+        steps: training steps of every cell, whatever it is trained on.
+        synthetic: volumes of each generator; None for as many as there are real patients.
+        learning_rate: Adam's; it falls to 0 as a cosine does.
+        real_share: part of each site's patients that a fine-tuned segmenter sees.
+        tuning_share: part of its steps that it sees them in; as long, a segmenter of real and
+            synthetic volumes ends on real ones alone.
+        tuning_rate: factor on the learning rate of the fine-tuning.
+
+    """
+
+    seeds: int = Field(default=3, ge=1, le=100)
+    architectures: Annotated[
+        tuple[Literal["unet", "segresnet"], ...], Field(min_length=1, max_length=2)
+    ] = ("unet",)
+    steps: int = Field(default=200, ge=1, le=1_000_000)
+    synthetic: int | None = Field(default=None, ge=1, le=100_000)
+    learning_rate: float = Field(default=5e-3, gt=0, le=1)
+    real_share: float = Field(default=0.1, gt=0, le=1)
+    tuning_share: float = Field(default=0.3, gt=0, lt=1)
+    tuning_rate: float = Field(default=0.4, gt=0, le=1)
+
+
 class RunConfig(Value):
     """Everything a run depends on."""
 
@@ -163,11 +200,20 @@ class RunConfig(Value):
     adversarial: Adversarial = Adversarial()
     metrics: Metrics = Metrics()
     evaluation: Evaluation = Evaluation()
+    table: Table = Table()
     data: DataConfig = DataConfig()
+
+    @property
+    def starts_shipped(self) -> bool:
+        """Whether the run starts from the weights that come with medsynth."""
+        start = self.pretrain.start
+        return start == "shipped" or (start is None and self.networks == PRESETS["cpu"])
 
     @model_validator(mode="after")
     def _fits(self) -> "RunConfig":
         self.networks.check_sides(self.grid, self.crop)
+        if self.pretrain.start == "shipped" and self.networks != PRESETS["cpu"]:
+            raise ValueError("pretrain.start 'shipped' has the sizes of networks of preset 'cpu'")
         if self.metrics.enabled and not self.segment.enabled:
             raise ValueError("metrics measure the federated segmenter, and segment is not enabled")
         return self

@@ -5,7 +5,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
@@ -14,7 +14,8 @@ from medsynth_common.errors import BadMessage, BudgetExhausted, MedsynthError, P
 from medsynth_common.plan import RoundPlan, Stage
 from medsynth_common.tensors import under
 from medsynth_common.update import SiteUpdate, check_tensors
-from medsynth_common.wire.forms import expected_update
+from medsynth_common.wire.forms import answered_weights, expected_update
+from medsynth_common.wire.rounding import restored
 from medsynth_server.checkpoint import Checkpoint
 from medsynth_server.model import Model
 from medsynth_server.progress import Progress
@@ -273,9 +274,14 @@ def _checked(update: SiteUpdate, plan: RoundPlan) -> SiteUpdate | str:
         # Apart, and so one tensor at a time: a large answer's weights are not in memory.
         check_tensors(update.weights, under("weights", expected))
         check_tensors(update.own, under("own", expected))
+        if asked.update_bits == 32:
+            return update
+        start = answered_weights(plan)
+        weights = restored(update.weights, start, asked.update_bits)
+        check_tensors(weights, start)  # steps of an allowed size may add up to too much
     except BadMessage as error:
         return type(error).__name__
-    return update
+    return replace(update, weights=weights)
 
 
 def _told(update: SiteUpdate) -> Told:

@@ -35,7 +35,7 @@ from medsynth_common.volumes import read_volume
 
 STATEMENT: Final = "LABELS.toml"
 _PUBLIC: Final = ("public", "synthetic")
-_ANATOMY, _TUMOUR = "-anatomy.nii.gz", "-seg.nii.gz"
+ANATOMY_ENDING, _TUMOUR_ENDING = "-anatomy.nii.gz", "-seg.nii.gz"
 #: Phantoms are drawn as they come, then with a tumour, then without: some edits want either.
 _TUMOURS: Final = (None, 1, 0)
 
@@ -124,7 +124,7 @@ class FolderLabels:
 
         """
         statement = read_statement(folder)
-        pairs = sorted(folder.rglob(f"*{_ANATOMY}"))
+        pairs = sorted(folder.rglob(f"*{ANATOMY_ENDING}"))
         found = pairs or sorted([*folder.rglob("*.nii.gz"), *folder.rglob("*.nii")])
         source = cls(folder=folder, grid=grid, statement=statement, maps=found)
         source._check()
@@ -151,7 +151,7 @@ class FolderLabels:
 
     def _read(self, path: Path) -> LabelMap:
         read = read_volume(path)
-        labels = self._tissues(path, read.data)
+        labels = tissues_of(path, read.data, self.statement)
         brain = labels != Tissue.BACKGROUND
         if not brain.any():
             raise BadData(Problem(name=str(path), value="background alone", wanted="a brain"))
@@ -166,15 +166,23 @@ class FolderLabels:
             affine=frame.affine,
         )
 
-    def _tissues(self, path: Path, data: NDArray[np.float32]) -> Labels:
-        labels = _translated(path, data, self.statement.values)
-        if path.name.endswith(_ANATOMY):  # the other half of the map lies beside it
-            beside = path.with_name(path.name.removesuffix(_ANATOMY) + _TUMOUR)
-            tumour = _translated(beside, read_volume(beside).data, BRATS_VALUES)
-            if tumour.shape != labels.shape:
-                raise BadData(Problem(name=str(beside), value="another grid", wanted=path.name))
-            labels = np.where(tumour > 0, tumour, labels)
-        return labels
+
+def tissues_of(path: Path, data: NDArray[np.float32], statement: Statement) -> Labels:
+    """Translate the map `path`, whose voxels are `data`, to `Tissue` as its folder says.
+
+    Raises:
+        BadData: the map has a value that nobody explains, or its tumour map beside it is missing
+            or on another grid.
+
+    """
+    labels = _translated(path, data, statement.values)
+    if path.name.endswith(ANATOMY_ENDING):  # the other half of the map lies beside it
+        beside = path.with_name(path.name.removesuffix(ANATOMY_ENDING) + _TUMOUR_ENDING)
+        tumour = _translated(beside, read_volume(beside).data, BRATS_VALUES)
+        if tumour.shape != labels.shape:
+            raise BadData(Problem(name=str(beside), value="another grid", wanted=path.name))
+        labels = np.where(tumour > 0, tumour, labels)
+    return labels
 
 
 def read_statement(folder: Path) -> Statement:

@@ -1,11 +1,7 @@
 """Public phantoms of randomised scanners: all that pre-training ever sees."""
 
 import math
-import multiprocessing
-import os
-import threading
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +11,7 @@ from torch import Tensor
 from medsynth_common.learning.volumes import Volume
 from medsynth_common.phantom import Scanner, make_phantom, random_scanner
 from medsynth_common.style import CODE_LENGTH
+from medsynth_server.workers import worker_pool
 
 #: How far tissue properties are randomised beyond what nature varies.
 _RANDOMISE = 0.3
@@ -39,9 +36,7 @@ def draw_pools(
         for index, machine in enumerate(machines)
         for number in range(phantoms)
     ]
-    # A fresh interpreter for each worker: forking a process that holds threads is unsafe.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as hands:
+    with worker_pool(workers) as hands:
         volumes = list(hands.map(_draw, jobs, chunksize=4))
     return [
         Pool(volumes=volumes[index * phantoms : (index + 1) * phantoms], code=scanner_code(machine))
@@ -66,18 +61,6 @@ def scanner_code(scanner: Scanner) -> Tensor:
     )
     assert code.shape == (CODE_LENGTH,)
     return code.clamp(-3, 3)
-
-
-def _end_with_parent() -> None:
-    """End this worker when its parent dies: a pool's workers would wait for work for ever."""
-
-    def watch() -> None:
-        parent = multiprocessing.parent_process()
-        assert parent is not None
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _draw(job: tuple[int, tuple[int, int, int], Scanner]) -> Volume:

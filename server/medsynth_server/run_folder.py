@@ -20,7 +20,7 @@ class RunFolder:
     """The paths of one run.
 
     config.toml  metrics.jsonl  privacy.json  report.html  samples.safetensors
-    release-check.json  weights/  synthetic/  checkpoints/  sites/ARM/SITE/  logs/
+    release-check.json  weights/  synthetic/  checkpoints/  sites/ARM/SITE/  logs/  evaluation/
     """
 
     path: Path
@@ -64,6 +64,11 @@ class RunFolder:
     def release_check(self) -> Path:
         """What the release check found."""
         return self.path / "release-check.json"
+
+    @property
+    def evaluation(self) -> Path:
+        """What `evaluate` measured."""
+        return self.path / "evaluation"
 
     @property
     def weights(self) -> Path:

@@ -19,6 +19,22 @@ from medsynth_server.set_folder import VOLUMES, SetFolder
 
 _CARD: Final = "data-card.md"
 _TITLE: Final = "Synthetic brain MRI with tumour and anatomy labels"
+#: What every card says, of a set and of the model that makes sets.
+NOT_INTENDED: Final = """\
+## Not intended
+
+Diagnosis, or any decision about a person. Epidemiology: sizes, places and frequencies of tumours
+are those of the label maps and of the edits, not of any population."""
+FAILURE_MODES: Final = """\
+## Known failure modes
+
+- Intensities and texture imitate the training sites' scanners; other scanners may look different.
+- With few training patients or a small epsilon, contrast inside tumours is less true than tissue
+  contrast around them.
+- Label maps hold one kind of tumour (core, enhancing rim, oedema). No haemorrhage, calcification,
+  cavity, artefact, motion, skull or vessel.
+- Edits are geometry: a moved tumour presses on its surroundings only nearby, and what lies beneath
+  a removed one is taken from the other side of the same brain."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,20 +211,9 @@ Generator and styles: SHA-256 {request.weights}.
 Training and testing segmentation methods, teaching, sharing data formats and pipelines. Adding to
 real training data where it is scarce. Validate on real, held-out patients only.
 
-## Not intended
+{NOT_INTENDED}
 
-Diagnosis, or any decision about a person. Epidemiology: sizes, places and frequencies of tumours
-are those of the label maps and of the edits, not of any population.
-
-## Known failure modes
-
-- Intensities and texture imitate the training sites' scanners; other scanners may look different.
-- With few training patients or a small epsilon, contrast inside tumours is less true than tissue
-  contrast around them.
-- Label maps hold one kind of tumour (core, enhancing rim, oedema). No haemorrhage, calcification,
-  cavity, artefact, motion, skull or vessel.
-- Edits are geometry: a moved tumour presses on its surroundings only nearby, and what lies beneath
-  a removed one is taken from the other side of the same brain.
+{FAILURE_MODES}
 - A segmenter that is trained on this set alone may do worse on real patients than one trained on
   real ones; measure by how much.
 """

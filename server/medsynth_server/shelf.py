@@ -12,7 +12,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from medsynth_common.errors import BadMessage, Problem
-from medsynth_common.tensors import NOT_SAFETENSORS, TYPE_OF
+from medsynth_common.safetensors_writer import TYPE_OF
+from medsynth_common.tensors import NOT_SAFETENSORS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
-import torch
 from pydantic import TypeAdapter
 
-from medsynth_common.dataset import Level, PatientFiles, examine, find_patients, prepare
+from medsynth_common.dataset import Level, PatientFiles, examine, find_patients
 from medsynth_common.dataset.source import Source, load_patients
 from medsynth_common.dataset.telling import lines, progress_bar
 from medsynth_common.durable import write_bytes
 from medsynth_common.errors import BadConfig, BadData, Problem
 from medsynth_common.learning.volumes import Volume
-from medsynth_common.phantom import SITE_SCANNERS, make_phantom
+from medsynth_common.phantom import SITE_SCANNERS
 from medsynth_common.plan import SITE_NAME, Stage
+from medsynth_common.scoring.measured import Measured
 from medsynth_server.config import RunConfig
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,11 @@ class SimulatedSite:
 
     def load_held_out(self, config: RunConfig) -> list[Volume]:
         """Read the held-out patients on the training grid."""
-        return [self._load(patient, config) for patient in self.held_out]
+        return [self._load(patient, config).volume for patient in self.held_out]
+
+    def load_one_held_out(self, number: int, config: RunConfig) -> Measured:
+        """Read one held-out patient, with the size of a voxel."""
+        return self._load(self.held_out[number], config)
 
     def load_training(self, config: RunConfig, *, cache: Path) -> Sequence[Volume]:
         """Read all training patients on the training grid, from where the site prepared them."""
@@ -62,18 +66,13 @@ class SimulatedSite:
 
     def load_trained_on(self, config: RunConfig, *, count: int) -> list[Volume]:
         """Read the first real training patients on the training grid."""
-        return [self._load(patient, config) for patient in self.trained_on[:count]]
+        return [self._load(patient, config).volume for patient in self.trained_on[:count]]
 
-    def _load(self, patient: int | PatientFiles, config: RunConfig) -> Volume:
-        shape = (config.grid[0], config.grid[1], config.grid[2])
+    def _load(self, patient: int | PatientFiles, config: RunConfig) -> Measured:
         if isinstance(patient, PatientFiles):
-            ready = prepare(patient, shape, config.data)
-            image, labels = ready.image, ready.labels
-        else:
-            scanner = next(s for s in SITE_SCANNERS if s.name == self.source["scanner"]["name"])
-            phantom = make_phantom(patient, shape, scanner)
-            image, labels = phantom.image, phantom.labels
-        return Volume(image=torch.from_numpy(image), labels=torch.from_numpy(labels))
+            return Measured.patient(patient, config.grid, config.data)
+        scanner = next(s for s in SITE_SCANNERS if s.name == self.source["scanner"]["name"])
+        return Measured.phantom(patient, config.grid, scanner)
 
 
 def phantom_sites(config: RunConfig, *, seed: int) -> list[SimulatedSite]:

@@ -12,6 +12,7 @@ same request gives the same bytes, whatever was killed in between, in memory tha
 
 import datetime
 import hashlib
+import itertools
 import json
 import secrets
 from collections import Counter
@@ -217,20 +218,29 @@ class _Making:
         )
         first, count = self.folder.done, self.folder.request.count
         size = _BATCH.get(self.device.type, 1)
-        with ThreadPoolExecutor(_WRITERS) as pool:
+        # Label maps are drawn a batch ahead, and files written, while a batch is painted.
+        with ThreadPoolExecutor(_WRITERS) as pool, ThreadPoolExecutor(1) as ahead:
+            drawn = ahead.submit(self._prepare_batch, first // size, size)
             pending: list[tuple[MadeVolume, list[Future[None]]]] = []
             # A batch is painted as it was before, whole, even if part of it is there.
             for number in range(first // size, -(-count // size)):
-                indices = range(number * size, min((number + 1) * size, count))
-                batch = [self._prepare(index) for index in indices]
+                batch = drawn.result()
+                drawn = ahead.submit(self._prepare_batch, number + 1, size)
                 images = self._paint(painter, batch, number)
                 yield from _written(pending)
                 pending = [
                     self._write(pool, one, image)
-                    for index, one, image in zip(indices, batch, images, strict=True)
+                    for index, one, image in zip(
+                        itertools.count(number * size), batch, images, strict=False
+                    )
                     if index >= first
                 ]
             yield from _written(pending)
+
+    def _prepare_batch(self, number: int, size: int) -> list[_Prepared]:
+        """Those of batch `number`; the last may be small, and there is nothing after it."""
+        end = min((number + 1) * size, self.folder.request.count)
+        return [self._prepare(index) for index in range(number * size, end)]
 
     def _prepare(self, index: int) -> _Prepared:
         request = self.folder.request

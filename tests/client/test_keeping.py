@@ -42,6 +42,15 @@ def test_what_was_stored_is_remembered(tmp_path: Path) -> None:
     assert int(found.state["head.step"]) == 3
 
 
+def test_an_answer_to_another_plan_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "state.safetensors"
+    Keeping(path).store(KEPT)
+    other, same = Keeping(path).load("b" * 64), Keeping(path).load(KEPT.plan_digest)
+    assert (other.plan_digest, other.update) == (KEPT.plan_digest, {})
+    assert other.state.keys() == same.state.keys() == KEPT.state.keys()
+    assert same.update.keys() == KEPT.update.keys()
+
+
 def test_a_store_that_fails_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -52,7 +61,7 @@ def test_a_store_that_fails_changes_nothing(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(keeping_file, "write_bytes", full)
+    monkeypatch.setattr(keeping_file, "write_pieces", full)
     with pytest.raises(OSError, match="No space"):
         Keeping(path).store(Kept(plan_digest="b" * 64, header=HEADER))
     assert path.read_bytes() == before

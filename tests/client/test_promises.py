@@ -22,7 +22,14 @@ from medsynth_client.stages import adversarial as adversarial_file
 from medsynth_common.labels import one_hot
 from medsynth_common.learning.painting import paint
 from medsynth_common.learning.volumes import Volume
-from medsynth_common.plan import AdversarialSettings, Critic, RoundPlan, SegmentSettings, Stage
+from medsynth_common.plan import (
+    AdversarialSettings,
+    Critic,
+    Game,
+    RoundPlan,
+    SegmentSettings,
+    Stage,
+)
 from medsynth_common.privacy.mechanism import Gaussian
 from medsynth_common.style import Style, stack
 from tiny import PATIENTS, Quiet, adversarial, gaussian, plan, volumes
@@ -74,6 +81,22 @@ def adversarial_plan(critic: Critic, clip: float, **changes: Any) -> RoundPlan:
     )
 
 
+def pix2pix_plan(clip: float) -> RoundPlan:
+    """The seed paper's training. The critic hardly moves: a release is bounded given those before
+    it, and the generator's comes after the critic's."""
+    return adversarial_plan(
+        Critic.PATCHGAN,
+        clip,
+        game=Game.CROSS_ENTROPY,
+        critic_learning_rate=1e-12,
+        paired_weight=100.0,
+        lesion_share=0.5,
+        lesion_patch=(6, 6, 6),
+        lock_weight=0.0,
+        consistency_weight=0.0,
+    )
+
+
 #: One private step of each kind, and the mechanism that it is about; `clip` is still open.
 STEPS: dict[str, tuple[str, Callable[[float], RoundPlan]]] = {
     "level": ("level", lambda clip: plan(mechanisms=(gaussian("level", clip=clip),))),
@@ -93,6 +116,14 @@ STEPS: dict[str, tuple[str, Callable[[float], RoundPlan]]] = {
         "paired",
         lambda clip: adversarial_plan(Critic.MEAN_FEATURES, clip, paired_weight=1.0),
     ),
+    "weighted pairs": (
+        "paired",
+        lambda clip: adversarial_plan(
+            Critic.HEAD, clip, paired_weight=100.0, lesion_share=0.5, lesion_patch=(6, 6, 6)
+        ),
+    ),
+    "pix2pix critic": ("critic", pix2pix_plan),
+    "pix2pix generator": ("paired", pix2pix_plan),
 }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from medsynth_client import site as site_file
 from medsynth_client.audit import AuditEvent, AuditLog
@@ -32,12 +33,13 @@ from medsynth_common.errors import (
     UnsafeRelease,
     WrongAddress,
 )
-from medsynth_common.plan import MOST_PROBLEMS, Critic, RoundPlan, SegmentSettings, Stage
+from medsynth_common.plan import MOST_PROBLEMS, Bits, Critic, RoundPlan, SegmentSettings, Stage
 from medsynth_common.privacy.randomness import SimulatedRandomness
 from medsynth_common.tensors import pack
 from medsynth_common.update import SiteUpdate, check_tensors
-from medsynth_common.wire.forms import expected_update
+from medsynth_common.wire.forms import answered_weights, expected_update
 from medsynth_common.wire.parts import update_tensors
+from medsynth_common.wire.rounding import restored
 from tiny import SITE, NewSite, adversarial, gaussian, model, plan, unprotected
 
 CPU = torch.device("cpu")
@@ -153,6 +155,35 @@ def test_a_rehearsal_repeats_with_its_seed(new_site: NewSite, tmp_path: Path) ->
     (tmp_path / SITE).rename(tmp_path / "before")
     again = Site(new_site(), device=CPU).carry(asked)
     assert same(again, first)
+
+
+@pytest.mark.parametrize("case", [SEGMENT, CASES["mean-features"]], ids=["segment", "adversarial"])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_rounded_answer_passes_the_gate_and_is_about_the_weights(
+    new_site: NewSite, bits: Bits, case: Case
+) -> None:
+    asked = case.plan(update_bits=bits)
+    folder = new_site()
+    answer = Site(folder, device=CPU).carry(asked)
+    check_tensors(update_tensors(answer), expected_update(asked))
+    start = answered_weights(asked)
+    assert sum(map(nbytes, answer.weights.values())) < sum(map(nbytes, start.values())) * bits / 24
+    found = restored(answer.weights, start, bits)
+    check_tensors(found, start)
+    assert any(not torch.equal(found[name], start[name]) for name in start)
+    [event] = events(folder)
+    assert event.bytes == len(pack(update_tensors(answer)))
+
+
+def test_a_rounded_answer_is_measured_by_the_weights_it_stands_for(new_site: NewSite) -> None:
+    asked = SEGMENT.plan(update_bits=4)
+    norm = math.sqrt(sum(float(t.square().sum()) for t in answered_weights(asked).values()))
+    with pytest.raises(PolicyRefusal, match="maximum_norm"):
+        Site(new_site(maximum_norm=norm / 2), device=CPU).carry(asked)
+
+
+def nbytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
 
 
 @pytest.mark.parametrize("critic", Critic)

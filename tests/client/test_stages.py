@@ -1,6 +1,7 @@
 """What each stage and critic learns, with the noise off."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from medsynth_client.critics import CRITICS
 from medsynth_client.critics.mean_features import MeanFeaturesCritic
+from medsynth_client.critics.patchgan import PatchGanCritic
 from medsynth_client.order import Order
 from medsynth_client.stages import adversarial as adversarial_file
 from medsynth_client.stages import segment as segment_file
@@ -16,12 +18,16 @@ from medsynth_client.stages.adversarial import train_generator
 from medsynth_client.stages.moments import release_moments
 from medsynth_client.stages.segment import train_segmenter
 from medsynth_common.errors import BadMessage
-from medsynth_common.labels import Tissue, one_hot
-from medsynth_common.learning.features import FeatureScale, patient_features
+from medsynth_common.labels import TISSUES, TUMOUR, Tissue, one_hot
+from medsynth_common.learning.features import (
+    FeatureScale,
+    patient_features,
+    spread_over_features,
+)
 from medsynth_common.learning.losses import tissue_moments
 from medsynth_common.learning.volumes import Volume
 from medsynth_common.networks import build_critic, build_segmenter
-from medsynth_common.plan import Critic, RoundPlan, SegmentSettings, Stage
+from medsynth_common.plan import Critic, Game, RoundPlan, SegmentSettings, Stage
 from medsynth_common.privacy.randomness import SimulatedRandomness
 from medsynth_common.tensors import under
 from tiny import PATIENTS, Quiet, adversarial, gaussian, header, model, plan, unprotected, volumes
@@ -161,11 +167,48 @@ def test_mean_features_are_the_mean_of_all_releases() -> None:
     with torch.no_grad():
         rows = torch.stack([patient_features(trunk, v, scale, 3, CPU) for v in volumes()])
     mean = state["mean-features.sum"] / 3
-    assert torch.allclose(mean, rows.mean(0), atol=1e-5)
+    assert torch.allclose(mean[:-3], rows.mean(0), atol=1e-5)
+    tumour = [[bool((v.labels == tissue).sum() >= 8) for tissue in TUMOUR] for v in volumes()]
+    assert torch.allclose(mean[-3:], torch.tensor(tumour).float().mean(0))
     asked = critic_order(Critic.MEAN_FEATURES, state=state)
     later = MeanFeaturesCritic(asked)
     later.learn(lambda: batch(volumes()))
     assert float(later.state()["mean-features.releases"]) == 4
+
+
+def test_features_of_a_tumour_are_of_those_patients_that_have_one() -> None:
+    with_tumour = replace(critic_order(Critic.MEAN_FEATURES), patients=volumes()[:2])
+    healthy = Volume(
+        image=volumes()[2].image,
+        labels=volumes()[2].labels.clone().masked_fill(volumes()[2].labels >= Tissue.CORE, 4),
+    )
+    diluted = replace(with_tumour, patients=[*volumes()[:2], healthy], declared=3)
+    targets = []
+    for asked in (replace(with_tumour, declared=2), diluted):
+        critic = MeanFeaturesCritic(asked)
+        critic.learn(lambda: batch(volumes()))
+        targets.append(critic._target())
+    shares = torch.zeros(2, len(TISSUES))
+    shares[0, list(TUMOUR)] = 1
+    with_those_of_none, of_none = spread_over_features(shares, len(targets[0])).bool()
+    of_tumour = with_those_of_none & ~of_none
+    assert int(of_tumour.sum()) == 3 * 4 * 2
+    assert torch.allclose(targets[0][of_tumour], targets[1][of_tumour], atol=1e-5)
+    assert not torch.allclose(targets[0][~of_tumour], targets[1][~of_tumour], atol=1e-5)
+
+
+def test_few_parameters_move_and_the_others_stay() -> None:
+    asked = plan(
+        Stage.SEGMENT,
+        settings=SegmentSettings(parameters="few"),
+        mechanisms=(unprotected("segmenter"),),
+    )
+    outcome = train_segmenter(order(asked))
+    assert outcome.weights.keys() == asked.weights.keys()
+    moved = {n for n, t in outcome.weights.items() if not torch.equal(t, asked.weights[n])}
+    wide = {name for name in moved if asked.weights[name].dim() > 1}
+    assert len(wide) == 1
+    assert {name for name, t in asked.weights.items() if t.dim() == 1} == moved - wide
 
 
 def test_the_paired_loss_brings_the_generator_to_the_patients() -> None:
@@ -189,6 +232,74 @@ def test_the_paired_loss_brings_the_generator_to_the_patients() -> None:
             return float(sum(training.paired_loss(volume)() for volume in volumes()))
 
     assert distance(trained) < 0.95 * distance(asked)
+
+
+PIX2PIX = {
+    "critic": Critic.PATCHGAN,
+    "game": Game.CROSS_ENTROPY,
+    "critic_learning_rate": 0.005,
+    "generator_learning_rate": 0.001,
+    "consistency_weight": 0.0,
+    "lock_weight": 0.0,
+    "paired_weight": 100.0,
+    "lesion_share": 0.5,
+    "lesion_patch": (6, 6, 6),
+}
+
+
+def test_pix2pix_is_played_on_the_patients_pairs_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Critic and generator take turns, and no public label map is painted."""
+    turns: list[str] = []
+    for kind, name, told in (
+        (PatchGanCritic, "_pair_loss", "critic"),
+        (adversarial_file._GeneratorTraining, "paired_loss", "generator"),
+        (adversarial_file._GeneratorTraining, "public_pairs", "public"),
+    ):
+        before = getattr(kind, name)
+
+        def spy(self: Any, *given: Any, before: Any = before, told: str = told) -> Any:
+            turns.append(told)
+            return before(self, *given)
+
+        monkeypatch.setattr(kind, name, spy)
+    asked = plan(
+        Stage.ADVERSARIAL,
+        settings=adversarial(**PIX2PIX),
+        mechanisms=(unprotected("critic", steps=2), unprotected("paired", steps=3)),
+    )
+    one = volumes()[:1]
+    outcome = train_generator(order(asked, patients=one))
+    assert turns == ["critic", "generator", "critic", "generator", "generator"]
+    changed = [
+        key for key in outcome.weights if not torch.equal(outcome.weights[key], asked.weights[key])
+    ]
+    assert len(changed) > len(outcome.weights) / 2
+    assert any(key.startswith("patchgan.") for key in outcome.state)
+
+
+def test_a_critic_of_pairs_learns_to_tell_them_from_the_generator_s() -> None:
+    settings = adversarial(**{**PIX2PIX, "critic_learning_rate": 0.02})
+    mechanisms = (unprotected("critic"), unprotected("paired"))
+    asked = plan(Stage.ADVERSARIAL, settings=settings, mechanisms=mechanisms)
+    too_bright = {"generator.paint.bias": torch.full((4,), 0.3)}
+    asked = RoundPlan(header=asked.header, weights={**asked.weights, **too_bright})
+    training = adversarial_file._GeneratorTraining(order(asked), settings)
+    critic = training.critic
+    assert isinstance(critic, PatchGanCritic)
+    (volume,) = volumes(0, 300, 1)
+    images, classes = volume.image[None], one_hot(volume.labels[None])
+
+    def real_above_fake() -> float:
+        with torch.no_grad():
+            fakes = training.imitator()(images, classes)
+            return float(
+                critic.loss_of_crops(classes, fakes) - critic.loss_of_crops(classes, images)
+            )
+
+    before = real_above_fake()
+    for _ in range(12):
+        critic.learn_from_pairs(training.imitator)
+    assert real_above_fake() > before + 0.02
 
 
 def test_a_stage_s_work_wants_its_own_settings() -> None:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from medsynth_common.dataset.frame import fit_frame
+from medsynth_common.dataset.frame import fit_frame, voxel_form
 from medsynth_common.labels import Tissue
 from small_patients import small_labels
 
@@ -17,20 +17,31 @@ def ball(size: int, radius: float) -> NDArray[np.bool_]:
 
 @pytest.mark.parametrize("shape", [(32, 32, 32), (20, 24, 16), (9, 40, 12)])
 @pytest.mark.parametrize("grid", [(60, 40, 50), (12, 10, 8)])
-def test_the_grid_fits_centred_with_cubic_voxels(
+def test_the_grid_fits_centred_with_voxels_of_its_form(
     grid: tuple[int, int, int], shape: tuple[int, int, int]
 ) -> None:
     affine = np.diag([1.0, 2.0, 3.0, 1.0])
     affine[:3, 3] = 5, 6, 7
     frame = fit_frame(grid, affine, shape)
     sizes = np.linalg.norm(frame.affine[:3, :3], axis=0)
-    np.testing.assert_allclose(sizes, sizes[0])
+    np.testing.assert_allclose(sizes, sizes[0] * voxel_form(shape))
     new_centre = frame.affine @ [*(np.asarray(shape) - 1) / 2, 1]
     old_centre = affine @ [*(np.asarray(grid) - 1) / 2, 1]
     np.testing.assert_allclose(new_centre, old_centre)
-    filled = np.asarray(grid) * [1, 2, 3] / sizes[0]
+    filled = np.asarray(grid) * [1, 2, 3] / sizes
     assert (filled <= np.asarray(shape) - 2 + 1e-9).all()
     assert np.isclose(filled, np.asarray(shape) - 2).any()
+
+
+def test_a_flat_grid_has_thick_slices_and_others_have_cubes() -> None:
+    for cubic in ((48, 48, 48), (96, 112, 96), (128, 128, 128), (16, 40, 40)):
+        np.testing.assert_array_equal(voxel_form(cubic), 1)
+    np.testing.assert_allclose(voxel_form((128, 128, 54)), [1, 1, 1.88], atol=0.01)
+    # A head of 150 x 180 x 140 mm: no thinner than it must be, and filled from top to bottom.
+    frame = fit_frame((150, 180, 140), MILLIMETRE, (128, 128, 54))
+    x, y, z = np.linalg.norm(frame.affine[:3, :3], axis=0)
+    assert x == pytest.approx(y) == pytest.approx(180 / 126)
+    assert 140 / z > 0.98 * 52
 
 
 @pytest.mark.parametrize("size", [12, 24, 70])

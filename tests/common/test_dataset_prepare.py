@@ -57,7 +57,7 @@ def test_the_image_lies_under_its_labels(tmp_path: Path) -> None:
 def test_clustering_finds_the_tissues_of_a_patient_without_anatomy(tmp_path: Path) -> None:
     anatomy = np.where(np.isin(small_labels(), ANATOMY), small_labels(), 0).astype(np.uint8)
     spoil(write_patient(tmp_path / "a" / "p"), "_anat", anatomy)
-    found = prepared(tmp_path).labels
+    found = prepared(tmp_path, DataConfig(tissues="clustering")).labels
     wanted = prepared(tmp_path, DataConfig(anatomy=("*_anat.nii.gz",))).labels
     for tissue in (Tissue.CSF, Tissue.GREY, Tissue.WHITE, Tissue.VENTRICLE):
         overlap = 2 * ((found == tissue) & (wanted == tissue)).sum()
@@ -125,9 +125,10 @@ def test_the_brain_is_the_largest_piece_without_holes() -> None:
 
 
 @pytest.mark.parametrize("name", ["ms_lesions", "tcga_lgg"])
-def test_published_patients_come_out_as_brains(name: str, real_data: Path) -> None:
+@pytest.mark.parametrize("tissues", ["network", "clustering"])
+def test_published_patients_come_out_as_brains(name: str, tissues: str, real_data: Path) -> None:
     table = tomllib.loads((EXAMPLES / f"{name}.toml").read_text())["data"]
-    config = DataConfig.model_validate(table)
+    config = DataConfig.model_validate({**table, "tissues": tissues})
     (files,) = next(iter(find_patients(real_data / name, config).values()))
     patient = prepare(files, (48, 48, 48), config)
     t1, _, t2, flair = patient.image

@@ -78,7 +78,7 @@ def test_a_full_disk_leaves_nothing_behind(
         if when == "while syncing":
             patched.setattr(os, "fsync", full)
         else:
-            patched.setattr(Path, "write_bytes", full)
+            patched.setattr(Path, "open", full)
         with pytest.raises(OSError, match="No space left") as caught:
             write_bytes(path, b"new")
         assert caught.value.filename == str(path)  # the system does not know

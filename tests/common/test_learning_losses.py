@@ -3,16 +3,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from medsynth_common.labels import SEGMENTER_CLASSES, Region, Tissue, one_hot
 from medsynth_common.learning.dice import region_dice, segment
 from medsynth_common.learning.losses import (
     critic_loss,
+    fake_loss,
+    fooling_loss,
+    lesion_weights,
     lock_loss,
+    real_loss,
     segmentation_loss,
     tissue_moments,
 )
+from medsynth_common.plan import Game
 from medsynth_common.style import Style, stack
 from tiny import volumes
 
@@ -123,3 +128,68 @@ def test_a_whole_volume_is_segmented() -> None:
     threshold.load_state_dict({"weight": weights, "bias": bias})
     found = segment(threshold, volume.image, crop=(16, 16, 16), spatial_dims=3)
     assert torch.equal(found == OEDEMA, volume.image[3] > 0.5)
+
+
+def patch_loss(
+    labels: Tensor, distance: Tensor, patch: tuple[int, int, int], centres: Tensor
+) -> float:
+    """The seed paper's: the mean distance in a patch around every centre, pushed inside."""
+    means = []
+    for centre in centres.nonzero().tolist():
+        box = []
+        for middle, size, side in zip(centre, patch, labels.shape, strict=True):
+            size = min(size, side)
+            start = min(max(middle - size // 2, 0), side - size)
+            box.append(slice(start, start + size))
+        means.append(distance[tuple(box)].mean())
+    return float(torch.stack(means).mean())
+
+
+@pytest.mark.parametrize("patch", [(1, 1, 1), (3, 4, 2), (5, 5, 99)])
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_lesion_weights_are_the_mean_over_all_patches(
+    patch: tuple[int, int, int], share: float
+) -> None:
+    draw = torch.Generator().manual_seed(2)
+    labels = torch.zeros(9, 7, 6, dtype=torch.uint8)
+    labels[1:8, 1:, 1:5] = Tissue.WHITE
+    labels[6:8, 2:4, 1:3] = Tissue.OEDEMA
+    labels[7, 3, 2] = Tissue.ENHANCING
+    distance = torch.rand(9, 7, 6, generator=draw)
+    brain = patch_loss(labels, distance, patch, labels > 0)
+    lesion = patch_loss(labels, distance, patch, labels > Tissue.WHITE)
+    (weights,) = lesion_weights(labels[None], share=share, patch=patch)
+    found = float((weights * distance).mean())
+    assert found == pytest.approx((1 - share) * brain + share * lesion, rel=1e-5)
+    assert float(weights.mean()) == pytest.approx(1, rel=1e-5)
+
+
+def test_a_small_lesion_is_not_lost_among_the_others() -> None:
+    labels = torch.full((1, 32, 32, 32), int(Tissue.WHITE))
+    labels[0, 10:13, 10:13, 10:13] = Tissue.OEDEMA  # less than one voxel in a thousand
+    here = labels[0] == Tissue.OEDEMA
+    (weights,) = lesion_weights(labels, share=0.5, patch=(6, 6, 6))
+    assert float(here.float().mean()) < 1e-3
+    assert float(weights[here].sum() / weights.sum()) > 0.04
+    without = torch.full_like(labels, int(Tissue.WHITE))
+    share, none = (lesion_weights(without, share=one, patch=(6, 6, 6)) for one in (0.5, 0.0))
+    assert torch.equal(share, none)
+    assert torch.equal(
+        lesion_weights(torch.zeros_like(labels), share=0.5, patch=(6, 6, 6)),
+        torch.ones(1, 32, 32, 32),
+    )
+
+
+def test_the_games_are_hinge_and_pix2pix() -> None:
+    logits = torch.linspace(-3, 3, 13)
+    entropy = torch.nn.functional.binary_cross_entropy_with_logits
+
+    def against(truth: float) -> Tensor:
+        return entropy(logits, torch.full_like(logits, truth), reduction="none")
+
+    torch.testing.assert_close(real_loss(logits, Game.CROSS_ENTROPY), against(1.0))
+    torch.testing.assert_close(fake_loss(logits, Game.CROSS_ENTROPY), against(0.0))
+    torch.testing.assert_close(fooling_loss(logits, Game.CROSS_ENTROPY), against(1.0))
+    hinge = real_loss(logits, Game.HINGE).mean() + fake_loss(logits, Game.HINGE).mean()
+    torch.testing.assert_close(hinge, critic_loss(logits, logits))
+    torch.testing.assert_close(fooling_loss(logits, Game.HINGE), -logits)

@@ -15,6 +15,7 @@ from medsynth_common.learning.volumes import (
     as_batch,
     draw_crops,
     from_batch,
+    mirrored,
     over_volumes,
 )
 from medsynth_common.networks import Generator
@@ -186,3 +187,14 @@ def test_crops_of_a_phantom_fit() -> None:
     )
     assert images.shape == (2, 4, *CROP)
     assert bool((labels[1] >= 6).any())
+
+
+def test_left_and_right_change_places_every_other_time_in_images_and_labels_alike() -> None:
+    images = torch.arange(2 * 4 * 3 * 2 * 2, dtype=torch.float32).reshape(2, 4, 3, 2, 2)
+    labels = images[:, 0].clone()
+    kept = mirrored(images, labels, Given([0.49]))
+    assert torch.equal(kept[0], images)
+    assert torch.equal(kept[1], labels)
+    turned = mirrored(images, labels, Given([0.51]))
+    assert torch.equal(turned[0][:, 0], turned[1])
+    assert torch.equal(turned[0], images.flip(2))

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
@@ -158,6 +159,33 @@ def test_the_gpu_preset_runs_on_a_small_grid() -> None:
         image = network(classes, style(1), network.draw_noise(classes, torch.Generator()))
         assert build_segmenter(networks)(image).shape == (1, len(SEGMENTER_CLASSES), 16, 16)
     assert image.shape == (1, 4, 16, 16)
+
+
+DEEP = NETWORKS.model_copy(
+    update={"generator_channels": (4, 4, 8), "segmenter_channels": (8, 8, 8)}
+)
+
+
+@pytest.mark.parametrize("grid", [(18, 21, 13), (17, 16, 19), (16, 16, 16)])
+@pytest.mark.parametrize("segmenter", ["unet", "segresnet"])
+def test_a_grid_need_not_be_a_multiple_of_the_depth(
+    segmenter: Literal["unet", "segresnet"], grid: tuple[int, int, int]
+) -> None:
+    """Each network says on a padded grid what it says there when a person pads it: air is zero."""
+    networks = DEEP.model_copy(update={"segmenter": segmenter})
+    images = torch.rand(1, 4, *grid, generator=torch.Generator().manual_seed(1))
+    air = [end for side in reversed(grid) for end in (0, -side % 4)]
+    network = build_segmenter(networks)
+    with torch.no_grad():
+        logits, by_hand = network(images), network(nn.functional.pad(images, air))
+    assert logits.shape == (1, len(SEGMENTER_CLASSES), *grid)
+    assert torch.equal(logits, by_hand[:, :, : grid[0], : grid[1], : grid[2]])
+    classes = one_hot(torch.full((1, *grid), 4))
+    made = generator(networks, trained=True)
+    image = made(classes, style(1), made.draw_noise(classes, torch.Generator()))
+    assert image.shape == (1, len(CONTRASTS), *grid)
+    (gradient,) = torch.autograd.grad(image.sum(), [next(made.context.parameters())])
+    assert bool(gradient.abs().max() > 0)
 
 
 def test_a_segresnet_that_cannot_be_built_is_told() -> None:

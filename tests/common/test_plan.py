@@ -29,6 +29,7 @@ CHANGES: dict[str, Any] = {
     "settings": adversarial(critic=Critic.HEAD),
     "mechanisms": (gaussian("critic", steps=2),),
     "public_seed": 12,
+    "update_bits": 4,
 }
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from medsynth_common.errors import BadData
+from medsynth_common.set_layout import phantom_affine
 from medsynth_common.synthetic_set import add_to_dataset, read_synthetic_set, write_synthetic
 from medsynth_common.volumes import write_volume
 from tiny_run import tiny_volume
@@ -92,3 +93,10 @@ def test_a_table_of_contents_that_lists_nothing_readable_is_told(
 def test_a_folder_that_is_no_set_is_told(tmp_path: Path) -> None:
     with pytest.raises(BadData, match="give the folder that holds dataset"):
         read_synthetic_set(tmp_path)
+
+
+def test_drawn_maps_are_given_the_size_of_a_head() -> None:
+    np.testing.assert_allclose(phantom_affine((24, 24, 24)), np.diag([7.5, 7.5, 7.5, 1.0]))
+    x, y, z, _ = np.diag(phantom_affine((128, 128, 54)))
+    assert x == y == pytest.approx(180 / 128)
+    assert 130 < 54 * z < 150  # not half a head's height, as cubes would make it

@@ -1,4 +1,5 @@
 import json
+import math
 import struct
 
 import pytest
@@ -6,7 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from medsynth_common.errors import BadMessage
-from medsynth_common.tensors import pack, state_of, tensors_digest, under, unpack, with_prefix
+from medsynth_common.tensors import (
+    all_finite,
+    pack,
+    state_of,
+    tensors_digest,
+    under,
+    unpack,
+    with_prefix,
+)
 
 TENSORS = {
     "weight": torch.arange(6.0).reshape(2, 3),
@@ -97,3 +106,17 @@ def test_a_module_s_state_is_a_copy() -> None:
         module.weight.add_(1)
     assert torch.equal(before["weight"], torch.ones(2))
     assert not before["weight"].requires_grad
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_one_number_that_is_not_finite_is_found(bad: float) -> None:
+    tensor = torch.zeros(1000)
+    assert all_finite(tensor)
+    tensor[777] = bad
+    assert not all_finite(tensor)
+    assert not all_finite(torch.tensor(bad, dtype=torch.bfloat16))
+
+
+def test_whole_numbers_and_nothing_are_finite() -> None:
+    assert all_finite(torch.zeros(0, 3))
+    assert all_finite(torch.tensor([True]))

@@ -1,5 +1,6 @@
 """Whole rounds in one process: what a federation learns, records and remembers."""
 
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,9 +15,11 @@ from medsynth_client.privacy_command import status
 from medsynth_common.plan import RoundPlan, Stage
 from medsynth_common.style import Style
 from medsynth_common.tensors import under
+from medsynth_server.config import load_config
 from medsynth_server.record import NoteEvent, RoundEvent
 from tiny_run import public_model, same_tensors, tiny_config
 
+EXAMPLES = Path(__file__).resolve().parents[2] / "deploy" / "examples"
 ROUNDS = [
     *((Stage.MOMENTS, 1), (Stage.MOMENTS, 2)),
     *((Stage.SEGMENT, 1), (Stage.SEGMENT, 2), (Stage.SEGMENT, 3)),
@@ -155,6 +158,38 @@ def test_the_other_ways_to_train_run_through(tmp_path: Path, changes: dict[str, 
     assert all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values())
     for site in federation.sites:
         assert uncharged(site) == []
+
+
+@pytest.mark.parametrize("privacy", ["off", {"epsilon": 8.0}])
+def test_a_small_copy_of_the_seed_paper_s_set_up_runs_through(
+    tmp_path: Path, privacy: object
+) -> None:
+    """With an odd third side, as 54 is to its networks; under privacy, both halves are charged."""
+    paper = tomllib.loads((EXAMPLES / "shin2018.toml").read_text())
+    settings = {**paper["adversarial"], "rounds": 2, "steps": 2, "generator_steps": 2}
+    settings |= {"sampling_rate": 0.5, "paired_sampling_rate": 0.5, "label_bank": 2}
+    small = {"grid": [32, 32, 25], "crop": [32, 32, 25], "privacy": privacy, "preset": "cpu"}
+    federation = SmallFederation(
+        tmp_path, tiny_config({**small, "segment": paper["segment"], "adversarial": settings})
+    )
+    tensors = federation.train()
+    assert _rounds(federation) == [one for one in ROUNDS if one[0] is not Stage.SEGMENT]
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values())
+    assert not same_tensors(under("generator", tensors), under("generator", public_model().tensors))
+    spent = [status(site) for site in federation.sites]
+    for one in spent:
+        names = {m["name"] for project in one["projects"] for m in project["mechanisms"]}
+        assert names == {"level", "spread", "critic", "paired"}
+        assert (one["epsilon"] is None) == (privacy == "off")
+        assert one["epsilon"] is None or one["epsilon"] <= 8.0
+
+
+def test_the_seed_paper_s_settings_are_at_its_size() -> None:
+    config = load_config(EXAMPLES / "shin2018.toml", {})
+    assert config.grid == config.crop == (128, 128, 54)
+    assert config.adversarial.plays_on_pairs
+    load_config(EXAMPLES / "shin2018.toml", {"grid": [128] * 3, "crop": [128] * 3})
+    load_config(EXAMPLES / "real_pairs.toml", {})
 
 
 def test_a_spent_budget_ends_each_stage_early_and_what_was_learnt_stays(tmp_path: Path) -> None:

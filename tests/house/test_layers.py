@@ -15,6 +15,7 @@ WINGS = ("common", "client", "server")
 PACKAGES = {wing: f"medsynth_{wing}" for wing in WINGS}
 #: Where a third-party package may be imported: paths, or beginnings of paths.
 FACES = {
+    "pydicom": ("client/medsynth_client/dicom.py",),
     "nibabel": ("common/medsynth_common/volumes.py",),
     "grpc": (
         "common/medsynth_common/wire/",
@@ -29,6 +30,7 @@ FACES = {
         "client/medsynth_client/cli.py",
         "server/medsynth_server/cli.py",
         "server/medsynth_server/federation_commands.py",
+        "server/medsynth_server/pretrain_commands.py",
     ),
     "click": ("common/medsynth_common/command_line.py",),
 }

@@ -56,10 +56,11 @@ def test_a_critic_trained_step_by_step_has_the_clip_of_the_settings() -> None:
 
 
 def test_the_paired_loss_is_charged_when_it_is_on() -> None:
-    config = tiny_config({"adversarial": {"paired_weight": 1.0}})
+    changes = {"paired_weight": 1.0, "paired_sampling_rate": 0.7}
+    config = tiny_config({"adversarial": changes})
     paired = plan_budget(config, public_model()).mechanisms["paired"]
     assert paired.protected
-    assert paired.steps == 2 * 2
+    assert (paired.steps, paired.sampling_rate) == (2 * 2, 0.7)
 
 
 def test_metrics_cost_nothing_unless_they_are_asked_for() -> None:

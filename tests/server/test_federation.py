@@ -14,7 +14,9 @@ from torch import Tensor
 from medsynth_common.plan import RoundPlan, SegmentSettings, Stage
 from medsynth_common.update import SiteUpdate, UpdateHeader
 from medsynth_common.wire.records import plan_from_records, update_to_records
+from medsynth_common.wire.rounding import STEPS, rounded
 from medsynth_server.checkpoint import Checkpoint
+from medsynth_server.config import RunConfig
 from medsynth_server.engines.by_messages import ByMessages
 from medsynth_server.federation import Federation, NoAnswer, Stopped
 from medsynth_server.flower import error_reply, reply, start_identity
@@ -79,9 +81,9 @@ class Averaging:
 
     name = Stage.SEGMENT
 
-    def __init__(self, rounds: int) -> None:
+    def __init__(self, rounds: int, config: RunConfig | None = None) -> None:
         self.rounds = rounds
-        self._asking = Asking(run="test", config=tiny_config(), public_seed=1)
+        self._asking = Asking(run="test", config=config or tiny_config(), public_seed=1)
         self._combiner = Combiner("fedavg")
 
     def plan(self, model: Model, site: str, round: int) -> RoundPlan | None:
@@ -219,6 +221,35 @@ def test_a_hostile_answer_is_refused_by_name_and_the_round_goes_on(bench: Bench,
     assert event.sites == ("site-a", "site-c")
     for name, tensor in START.items():
         torch.testing.assert_close(found[name], tensor + 1)
+
+
+def rounding(question: Message, plan: RoundPlan) -> Message:
+    update = honest(plan, add=-0.5)
+    weights = rounded(update.weights, plan.weights, plan.header.update_bits)
+    return reply(update_to_records(replace(update, weights=weights)), question)
+
+
+def far_off(question: Message, plan: RoundPlan) -> Message:
+    update = honest(plan)
+    weights = rounded(update.weights, plan.weights, plan.header.update_bits)
+    weights["segmenter.w"].fill_(0xFF)
+    weights[STEPS].fill_(9e3)
+    return reply(update_to_records(replace(update, weights=weights)), question)
+
+
+def test_rounded_answers_are_restored_before_they_are_combined(bench: Bench) -> None:
+    federation = bench.federation({"site-a": rounding, "site-b": far_off, "site-c": good})
+    config = tiny_config({"federation": {"update_bits": 4}})
+    federation = replace(federation, stages=[Averaging(1, config)])
+    start = Model(networks=config.networks, tensors=START)
+    with federation.progress:
+        found = federation.run(start).tensors
+    (event,) = bench.rounds
+    # One that steers, and one that sends weights as they are where steps were asked for.
+    assert event.refused == {"site-b": "BadMessage", "site-c": "BadMessage"}
+    assert event.bytes_up == 2 + 2 + 2 * 4
+    for name, tensor in START.items():
+        torch.testing.assert_close(found[name], tensor - 0.5)
 
 
 def test_a_sites_error_reaches_the_record_by_its_name(bench: Bench) -> None:

@@ -8,6 +8,7 @@ import torch
 
 from medsynth_common.phantom import random_scanner
 from medsynth_common.tensors import state_of
+from medsynth_server import augment as augment_file
 from medsynth_server.augment import Change, augment
 from medsynth_server.model import Model
 from medsynth_server.public_pool import draw_pools, scanner_code
@@ -41,7 +42,7 @@ def test_augmentation_can_be_replayed_and_keeps_air_black() -> None:
 
 def test_mirroring_moves_image_and_labels_together() -> None:
     images, labels = _batch()
-    change = Change.draw(4, 4, torch.Generator().manual_seed(1))
+    change = Change.draw(4, 4, torch.Generator().manual_seed(1), moved=0.0)
     assert 0 < int(change.mirror.sum()) < 4
     changed, moved = augment(images, labels, torch.Generator().manual_seed(1))
     for index, mirrored in enumerate(change.mirror.tolist()):
@@ -49,6 +50,18 @@ def test_mirroring_moves_image_and_labels_together() -> None:
         assert torch.equal(moved[index], wanted)
         brain = (images[index] > 0).any(0)
         assert not changed[index][:, ~(brain.flip(0) if mirrored else brain)].any()
+
+
+def test_moved_tissues_differ_by_their_labels_and_nothing_else_is_moved() -> None:
+    _, labels = _batch()
+    draw = torch.Generator().manual_seed(1)
+    still = Change.draw(4, 4, draw, moved=0.0)
+    assert not still.moved.any()
+    moved = Change.draw(4, 4, draw, moved=1.0).moved
+    assert bool((moved[:, :, 1:] != 0).all())
+    assert not moved[:, :, 0].any()
+    table = torch.arange(9.0).view(1, 1, 9).expand(4, 4, 9)
+    assert torch.equal(augment_file._by_tissue(table, labels)[:, 2], labels.float())
 
 
 def test_training_on_pairs_can_be_replayed_and_learns() -> None:
@@ -104,7 +117,7 @@ def test_pre_training_resumed_after_every_round_is_pre_training_uninterrupted() 
 def test_pre_training_leaves_networks_prior_and_features_and_no_optimizer() -> None:
     model = public_model()
     parts = {name.partition(".")[0] for name in model.tensors}
-    assert parts == {"generator", "segmenter", "critic", "prior", "features"}
+    assert parts == {"generator", "segmenter", "critic", "prior", "features", "clips"}
     start = Model.fresh(tiny_config().networks, seed=SEED)
     for part in ("generator", "segmenter", "critic"):
         assert not same_tensors(model.part(part), start.part(part))

@@ -6,15 +6,28 @@ averaged: that loses nothing against one release of the same total cost.
 """
 
 from collections.abc import Callable
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from medsynth_client.order import Order
-from medsynth_common.learning.features import FeatureScale, patient_features, standard_features
+from medsynth_common.labels import TISSUES, TUMOUR, one_hot
+from medsynth_common.learning.features import (
+    FeatureScale,
+    feature_presence,
+    patient_features,
+    spread_over_features,
+    standard_features,
+    tissue_presence,
+)
+from medsynth_common.learning.volumes import Volume
 from medsynth_common.networks import build_critic
 from medsynth_common.privacy.patients import poisson_sample, release_mean
 from medsynth_common.tensors import under
+
+#: However few patients seem to have a tissue: below it, noise would be blown up without end.
+_LEAST_SHARE: Final = 0.2
 
 
 class MeanFeaturesCritic:
@@ -30,7 +43,7 @@ class MeanFeaturesCritic:
         self._trunk.load_state_dict(under("critic", order.weights))
         self._trunk.to(order.device).eval().requires_grad_(False)
         kept = under("mean-features", order.state)
-        self._sum = kept.get("sum", torch.zeros_like(self._scale.centre, device="cpu"))
+        self._sum = kept.get("sum", torch.zeros(self._scale.centre.numel() + len(TUMOUR)))
         self._releases = kept.get("releases", torch.zeros(()))
 
     @torch.no_grad()
@@ -39,14 +52,8 @@ class MeanFeaturesCritic:
         order, mechanism = self._order, self._order.mechanism("critic")
         for _ in range(mechanism.steps):
             chosen = poisson_sample(len(order.patients), mechanism.sampling_rate, order.randomness)
-            vectors = (
-                patient_features(
-                    self._trunk, order.patients[index], self._scale, self._dims, order.device
-                )
-                for index in chosen
-            )
             released = release_mean(
-                vectors,
+                (self._vector(order.patients[index]) for index in chosen),
                 mechanism,
                 expected_patients=mechanism.sampling_rate * order.declared,
                 randomness=order.randomness,
@@ -57,11 +64,40 @@ class MeanFeaturesCritic:
 
     def loss(self, classes: Tensor, image: Tensor) -> Tensor:
         """Squared distance of mean features, unbiased: the batch's halves are multiplied."""
-        target = (self._sum / self._releases.clamp(min=1)).to(image.device)
+        target = self._target().to(image.device)
         features = standard_features(self._trunk, classes, image, self._scale, self._dims)
-        first, second = features[0::2].mean(0) - target, features[1::2].mean(0) - target
-        return (first * second).mean()
+        here = feature_presence(classes, features.shape[1])
+        first, second = (
+            (features[half::2] * here[half::2]).sum(0) / here[half::2].sum(0).clamp(min=1) - target
+            for half in (0, 1)
+        )
+        both = ((here[0::2].sum(0) > 0) & (here[1::2].sum(0) > 0)).float()
+        return (first * second * both).sum() / both.sum().clamp(min=1)
 
     def state(self) -> dict[str, Tensor]:
         """Keep the sum of the releases and their number."""
         return {"mean-features.sum": self._sum, "mean-features.releases": self._releases}
+
+    def _vector(self, patient: Volume) -> Tensor:
+        """What of one patient is released: its features, and which tumour tissues it has."""
+        features = patient_features(
+            self._trunk, patient, self._scale, self._dims, self._order.device
+        )
+        return torch.cat([features, _tumour(patient.labels.unsqueeze(0))[0].to(features)])
+
+    def _target(self) -> Tensor:
+        """Mean features of those patients that have the tissue a feature is of.
+
+        Patients without a tumour bring 0 for its features. How many there are differs between
+        hospitals and public label maps, and would else be taken for a difference of texture.
+        """
+        mean = self._sum / self._releases.clamp(min=1)
+        features, seen = mean[: -len(TUMOUR)], mean[-len(TUMOUR) :]
+        share = torch.ones(len(TISSUES))
+        share[list(TUMOUR)] = seen.clamp(min=_LEAST_SHARE, max=1.0)
+        return features / spread_over_features(share.unsqueeze(0), len(features))[0]
+
+
+def _tumour(labels: Tensor) -> Tensor:
+    """Which tumour tissues label maps (n, *grid) have: (n, 3)."""
+    return tissue_presence(one_hot(labels))[:, list(TUMOUR)]

@@ -7,16 +7,21 @@ from torch import Tensor
 
 from medsynth_client.order import Order
 from medsynth_common.labels import one_hot
+from medsynth_common.learning.losses import fake_loss, fooling_loss, real_loss
 from medsynth_common.learning.optimizer_state import load_optimizer, optimizer_tensors
-from medsynth_common.learning.volumes import Volume, as_batch, draw_crops
+from medsynth_common.learning.volumes import Volume, as_batch, draw_crops, mirrored
 from medsynth_common.networks import build_critic
 from medsynth_common.plan import AdversarialSettings
 from medsynth_common.privacy.patients import (
+    Loss,
     PatientOptimizer,
     poisson_sample,
     require_private_ready,
 )
 from medsynth_common.tensors import state_of, under, with_prefix
+
+#: Makes fakes like a patient's crops, images (n, 4, *crop), from their classes.
+Imitate = Callable[[Tensor, Tensor], Tensor]
 
 
 class PatchGanCritic:
@@ -37,24 +42,36 @@ class PatchGanCritic:
             self._critic.parameters(), lr=self._settings.critic_learning_rate, betas=(0.5, 0.99)
         )
         load_optimizer(self._adam, under("patchgan-optimizer", order.state))
+        self._sampling_rate = order.mechanism("critic").sampling_rate
+        self._optimizer = PatientOptimizer(
+            self._adam,
+            order.mechanism("critic"),
+            expected_patients=self._sampling_rate * order.declared,
+            randomness=order.randomness,
+        )
 
     def learn(self, fakes: Callable[[], tuple[Tensor, Tensor]]) -> None:
         """Take the mechanism's DP-SGD steps: patients clipped and noised, fakes added as public."""
-        order, mechanism = self._order, self._order.mechanism("critic")
-        optimizer = PatientOptimizer(
-            self._adam,
-            mechanism,
-            expected_patients=mechanism.sampling_rate * order.declared,
-            randomness=order.randomness,
-        )
-        for _ in range(mechanism.steps):
-            chosen = poisson_sample(len(order.patients), mechanism.sampling_rate, order.randomness)
-            losses = [self._real_loss(order.patients[index]) for index in chosen]
-            optimizer.step(losses, lambda: torch.relu(1 + self._judge_crops(*fakes())).mean())
+        game = self._settings.game
+        for _ in range(self._order.mechanism("critic").steps):
+            self._step(self._real_loss, lambda: fake_loss(self._judge_crops(*fakes()), game).mean())
+
+    def learn_from_pairs(self, imitator: Callable[[], Imitate]) -> None:
+        """Take one step in which each sampled patient brings fakes of its own label map.
+
+        They are as private as the patient is: real and fake half make one gradient, clipped as
+        one. In return the critic cannot tell the two apart by whose label map they are of. Each has
+        an `imitator` of its own: the others' fakes must not change when a patient is left out.
+        """
+        self._step(lambda volume: self._pair_loss(volume, imitator()))
 
     def loss(self, classes: Tensor, image: Tensor) -> Tensor:
-        """The generator's half of the hinge game."""
-        return -self._judge_crops(classes, image).mean()
+        """The generator's half of the game."""
+        return fooling_loss(self._judge_crops(classes, image), self._settings.game).mean()
+
+    def loss_of_crops(self, classes: Tensor, images: Tensor) -> Tensor:
+        """The same, for crops as patients are cut: (n, ..., *crop)."""
+        return fooling_loss(self._judge(classes, images), self._settings.game).mean()
 
     def state(self) -> dict[str, Tensor]:
         """Keep the discriminator and its optimizer."""
@@ -84,9 +101,27 @@ class PatchGanCritic:
             randomness=self._order.randomness,
         )
 
-    def _real_loss(self, volume: Volume) -> Callable[[], Tensor]:
+    def _step(self, loss_of: Callable[[Volume], Loss], public_loss: Loss | None = None) -> None:
+        patients = self._order.patients
+        chosen = poisson_sample(len(patients), self._sampling_rate, self._order.randomness)
+        self._optimizer.step([loss_of(patients[index]) for index in chosen], public_loss)
+
+    def _real_loss(self, volume: Volume) -> Loss:
         images, labels = self._crops(volume)
-        device = self._order.device
-        return lambda: torch.relu(
-            1 - self._judge(one_hot(labels).to(device), images.to(device))
+        device, game = self._order.device, self._settings.game
+        return lambda: real_loss(
+            self._judge(one_hot(labels).to(device), images.to(device)), game
         ).mean()
+
+    def _pair_loss(self, volume: Volume, imitate: Imitate) -> Loss:
+        images, labels = mirrored(*self._crops(volume), self._order.randomness)
+        images, classes = images.to(self._order.device), one_hot(labels).to(self._order.device)
+        game = self._settings.game
+
+        def loss() -> Tensor:
+            with torch.no_grad():
+                fakes = imitate(images, classes)
+            real, fake = self._judge(classes, images), self._judge(classes, fakes)
+            return real_loss(real, game).mean() + fake_loss(fake, game).mean()
+
+        return loss

@@ -2,29 +2,39 @@
 
 The generator's own step uses public label maps only and reaches the patients only through what
 was already privatised (the critic, the segmenter, the style): it is post-processing and costs
-nothing. The one exception is the seed paper's paired loss, an L1 distance on real pairs: it is a
-private mechanism of the generator, clipped, noised and charged as such.
+nothing. The one exception is the seed paper's paired loss, the L1 distance and the game against a
+PatchGAN on real pairs: it is a private mechanism of the generator, clipped, noised and charged.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medsynth_client.critics import CRITICS, SiteCritic
+from medsynth_client.critics.patchgan import Imitate, PatchGanCritic
 from medsynth_client.order import Order, Outcome
 from medsynth_common.errors import BadMessage, Problem
 from medsynth_common.labels import one_hot, segmenter_target
 from medsynth_common.learning.label_bank import label_bank
-from medsynth_common.learning.losses import lock_loss, segmentation_loss, tissue_moments
+from medsynth_common.learning.losses import (
+    lesion_weights,
+    lock_loss,
+    segmentation_loss,
+    tissue_moments,
+)
 from medsynth_common.learning.optimizer_state import load_optimizer, optimizer_tensors
 from medsynth_common.learning.painting import paint
-from medsynth_common.learning.volumes import Volume, as_batch, draw_crops, random_box
+from medsynth_common.learning.volumes import (
+    Volume,
+    as_batch,
+    draw_crops,
+    mirrored,
+    random_box,
+)
 from medsynth_common.networks import Generator, build_segmenter
 from medsynth_common.plan import AdversarialSettings
-from medsynth_common.privacy.patients import PatientOptimizer, poisson_sample
+from medsynth_common.privacy.patients import Loss, PatientOptimizer, poisson_sample
 from medsynth_common.style import Style, stack
 from medsynth_common.tensors import state_of, under, with_prefix
 
@@ -71,19 +81,32 @@ class _GeneratorTraining:
         classes, _, image = self.public_pairs()
         return classes, image
 
+    @property
+    def has_public_loss(self) -> bool:
+        """Whether any part of `public_loss` counts; the seed paper has none."""
+        settings = self.settings
+        critic = settings.critic_weight > 0 and not settings.plays_on_pairs
+        return critic or settings.consistency_weight > 0 or settings.lock_weight > 0
+
     def public_loss(self) -> Tensor:
         """Critic, consistency of the segmenter with the label, and the moment lock."""
         classes, styles, image = self.public_pairs()
+        settings = self.settings
+        loss = settings.lock_weight * lock_loss(image, classes, styles)
+        if settings.consistency_weight:
+            loss = loss + settings.consistency_weight * self.disagreement(classes, image)
+        if settings.critic_weight and not settings.plays_on_pairs:
+            # A critic of pairs has seen patients' label maps alone, and would judge these by that.
+            loss = loss + settings.critic_weight * self.critic.loss(classes, image)
+        return loss
+
+    def disagreement(self, classes: Tensor, image: Tensor) -> Tensor:
+        """How far the segmenter is from finding the label in a crop of each image."""
         # The segmenter was trained on crops, and its normalisation depends on their size.
         box = random_box(image.shape[2:], self.order.plan.crop, self.order.randomness)
         labels = classes[:, :, *box].argmax(1)
         target = as_batch(segmenter_target(labels).unsqueeze(1), self.dims)[:, 0]
-        logits = self.segmenter(as_batch(image[:, :, *box], self.dims))
-        return (
-            self.settings.critic_weight * self.critic.loss(classes, image)
-            + self.settings.consistency_weight * segmentation_loss(logits, target)
-            + self.settings.lock_weight * lock_loss(image, classes, styles)
-        )
+        return segmentation_loss(self.segmenter(as_batch(image[:, :, *box], self.dims)), target)
 
     def step_publicly(self) -> None:
         """One step on public label maps alone."""
@@ -91,46 +114,72 @@ class _GeneratorTraining:
         self.public_loss().backward()  # type: ignore[no-untyped-call] # torch's stub
         self.adam.step()
 
-    def paired_loss(self, volume: Volume) -> Callable[[], Tensor]:
-        """pix2pix' L1 on one patient's own crops (Isola et al. 2017; Shin et al. 2018)."""
-        images, labels = draw_crops(
-            volume,
-            crop=self.order.plan.crop,
-            count=self.settings.crops,
-            randomness=self.order.randomness,
-        )
-        images = images.to(self.order.device)
-        classes = one_hot(labels).to(self.order.device)
+    def imitator(self) -> Imitate:
+        """Make fakes like a patient's crops: of its label map, with its own tissues' moments."""
         # A draw of its own: were it the public fakes', these would tell how many were sampled.
         draw = self.order.torch_generator()
 
-        def loss() -> Tensor:
+        def imitate(images: Tensor, classes: Tensor) -> Tensor:
             mean, deviation, _ = tissue_moments(images, classes)
-            styles = Style(
+            style = Style(
                 offset=mean,
                 gain=deviation,
                 spread=torch.zeros_like(mean),
                 code=self.code.expand(len(images), -1),
             )
-            fake = paint(self.generator, classes, styles, draw)
-            return self.settings.paired_weight * F.l1_loss(fake, images)
+            return paint(self.generator, classes, style, draw)
+
+        return imitate
+
+    def paired_loss(self, volume: Volume) -> Loss:
+        """pix2pix' loss on one patient's own crops (Isola et al. 2017; Shin et al. 2018).
+
+        The sum of the weighted L1 distance and, with a PatchGAN, the game against it.
+        """
+        crops = draw_crops(
+            volume,
+            crop=self.order.plan.crop,
+            count=self.settings.crops,
+            randomness=self.order.randomness,
+        )
+        images, labels = (
+            part.to(self.order.device) for part in mirrored(*crops, self.order.randomness)
+        )
+        classes, imitate, settings = one_hot(labels), self.imitator(), self.settings
+
+        def loss() -> Tensor:
+            fake = imitate(images, classes)
+            distance = (fake - images).abs()
+            if settings.lesion_share:
+                distance = distance * lesion_weights(
+                    labels, share=settings.lesion_share, patch=settings.lesion_patch
+                ).unsqueeze(1)
+            loss = settings.paired_weight * distance.mean()
+            if isinstance(self.critic, PatchGanCritic):
+                loss = loss + settings.critic_weight * self.critic.loss_of_crops(classes, fake)
+            return loss
 
         return loss
 
     def train_with_pairs(self) -> None:
         """Every step: paired gradients clipped and noised, the public gradient added after."""
-        mechanism = self.order.mechanism("paired")
+        mechanism, patients = self.order.mechanism("paired"), self.order.patients
         optimizer = PatientOptimizer(
             self.adam,
             mechanism,
             expected_patients=mechanism.sampling_rate * self.order.declared,
             randomness=self.order.randomness,
         )
-        patients = self.order.patients
-        for _ in range(mechanism.steps):
-            chosen = poisson_sample(len(patients), mechanism.sampling_rate, self.order.randomness)
-            losses = [self.paired_loss(patients[index]) for index in chosen]
-            optimizer.step(losses, self.public_loss)
+        turns = self.order.mechanism("critic").steps if self.settings.plays_on_pairs else 0
+        for step in range(max(mechanism.steps, turns)):
+            if step < turns and isinstance(self.critic, PatchGanCritic):
+                self.critic.learn_from_pairs(self.imitator)
+            if step < mechanism.steps:
+                chosen = poisson_sample(
+                    len(patients), mechanism.sampling_rate, self.order.randomness
+                )
+                losses = [self.paired_loss(patients[index]) for index in chosen]
+                optimizer.step(losses, self.public_loss if self.has_public_loss else None)
 
 
 def train_generator(order: Order) -> Outcome:
@@ -141,7 +190,8 @@ def train_generator(order: Order) -> Outcome:
             Problem(name="plan: settings", value=settings.stage, wanted="settings of adversarial")
         )
     training = _GeneratorTraining(order, settings)
-    training.critic.learn(training.fakes)
+    if not settings.plays_on_pairs:
+        training.critic.learn(training.fakes)
     if settings.paired_weight:
         training.train_with_pairs()
     else:

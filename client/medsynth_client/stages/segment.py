@@ -33,7 +33,7 @@ def train_segmenter(order: Order) -> Outcome:
     segmenter.load_state_dict(under("segmenter", order.weights))
     segmenter.to(order.device).train()
     require_private_ready(segmenter)
-    parameters = list(segmenter.parameters())
+    parameters = _trained(segmenter, few=settings.parameters == "few")
     start = [parameter.detach().clone() for parameter in parameters]
     adam = torch.optim.Adam(parameters, lr=settings.learning_rate, betas=(0.9, 0.99))
     load_optimizer(adam, under("segmenter-optimizer", order.state))
@@ -70,6 +70,18 @@ def train_segmenter(order: Order) -> Outcome:
             **with_prefix("segmenter-optimizer", optimizer_tensors(adam)),
         },
     )
+
+
+def _trained(segmenter: nn.Module, *, few: bool) -> list[nn.Parameter]:
+    """Choose what private steps move, and hold the rest: norms, activations, biases and the head.
+
+    Of a vector every entry stands for a whole channel, which is why so few of them go so far.
+    """
+    if few:
+        last = [m for m in segmenter.modules() if isinstance(m, nn.Conv2d | nn.Conv3d)][-1]
+        for parameter in segmenter.parameters():
+            parameter.requires_grad_(parameter.dim() == 1 or parameter is last.weight)
+    return [parameter for parameter in segmenter.parameters() if parameter.requires_grad]
 
 
 def _loss(segmenter: nn.Module, images: Tensor, labels: Tensor, order: Order) -> Tensor:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from itertools import product
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
@@ -16,6 +16,7 @@ from pydantic import (
 
 from medsynth_common.dataset.files import ANATOMY_MAP, SUFFIXES, TUMOUR_MAP
 from medsynth_common.labels import ANATOMY, CONTRASTS, TUMOUR, Contrast, Tissue
+from medsynth_common.weights.shipped import SUFFIX, shipped
 
 
 def _ending(*stems: str) -> tuple[str, ...]:
@@ -30,6 +31,8 @@ _BRATS_CONTRASTS: Final = {
     Contrast.FLAIR: _ending("_flair", "-t2f"),
 }
 _BRATS_TUMOUR: Final = _ending("_seg", "-seg")
+#: Ways to find tissues that are named by a word.
+NETWORK, CLUSTERING = TISSUE_WAYS = ("network", "clustering")
 
 
 def _one_or_many(value: Any) -> Any:
@@ -64,6 +67,18 @@ NamedTissue = Annotated[
 ]
 
 
+def _way_to_tissues(value: str) -> str:
+    weights = value.endswith(SUFFIX) and PurePath(value).is_absolute()
+    if value not in TISSUE_WAYS and not weights:
+        raise ValueError(
+            f"network, clustering, or the absolute path of a .safetensors file, got {value!r}"
+        )
+    return value
+
+
+Tissues = Annotated[str, AfterValidator(_way_to_tissues)]
+
+
 class DataConfig(BaseModel):
     """How a folder of patients is to be read; the defaults read BraTS, BIDS and MSD.
 
@@ -73,7 +88,10 @@ class DataConfig(BaseModel):
             patterns is tried in order, the first that matches wins; a contrast left out keeps
             its default.
         tumour: the pattern(s) of the tumour map.
-        anatomy: the pattern(s) of the anatomy map; without it tissues come from clustering.
+        anatomy: the pattern(s) of the anatomy map.
+        tissues: what finds the tissues of patients without an anatomy map: `network`, the one that
+            is shipped; `clustering` of intensities; or the absolute path of a `.safetensors` file
+            that `medsynth-server pretrain anatomy` wrote.
         tumour_values: what the tumour map's values mean, `background` for one to pass over. 0 is
             always background. A value not named here is a problem of the data. Left out: what the
             data set says (MSD), or BraTS values.
@@ -91,6 +109,7 @@ class DataConfig(BaseModel):
     contrasts: Mapping[Contrast, Globs] = _BRATS_CONTRASTS
     tumour: Globs = _BRATS_TUMOUR
     anatomy: Globs | None = None
+    tissues: Tissues = "network"
     tumour_values: Mapping[int, NamedTissue] | None = None
     anatomy_values: Mapping[int, NamedTissue] = {int(tissue): tissue for tissue in ANATOMY}
     sites: Path | None = None
@@ -113,6 +132,13 @@ class DataConfig(BaseModel):
         if self.layout == "sites" and (self.sites is not None or self.one_site_per_patient):
             raise ValueError("layout sites has the sites in its folders; leave the others out")
         return self
+
+    @property
+    def tissue_weights(self) -> Path | None:
+        """The weights that find tissues; None where an anatomy map or clustering does."""
+        if self.anatomy is not None or self.tissues == CLUSTERING:
+            return None
+        return shipped("anatomy") if self.tissues == NETWORK else Path(self.tissues)
 
     @property
     def patterns(self) -> dict[str, tuple[str, ...]]:

@@ -11,6 +11,9 @@ from medsynth_common.labels import ANATOMY, TUMOUR, Tissue
 #: Background voxels kept on every side of the brain, so that its edge is seen as an edge.
 _MARGIN: Final = 1
 
+#: About how large a brain is along x, y and z, in millimetres.
+_BRAIN_MM: Final = (145.0, 180.0, 140.0)
+
 Shape = tuple[int, int, int]
 
 
@@ -54,7 +57,7 @@ class Frame:
 
 
 def fit_frame(grid: Shape, affine: NDArray[np.float64], shape: Shape) -> Frame:
-    """Return the frame that fits `grid` centred into `shape`, with cubic voxels.
+    """Return the frame that fits `grid` centred into `shape`, with voxels of the `voxel_form`.
 
     Voxels of the new grid are as small as they can be with all of the old grid inside. Where they
     are larger than the old ones, each averages what it covers (a triangle as wide as two voxels),
@@ -68,9 +71,37 @@ def fit_frame(grid: Shape, affine: NDArray[np.float64], shape: Shape) -> Frame:
     """
     old_mm = np.linalg.norm(affine[:3, :3], axis=0)
     room = np.asarray(shape) - 2 * _MARGIN
-    new_mm = float(np.max(np.asarray(grid) * old_mm / room))
-    step = new_mm / old_mm  # old voxels per new voxel
-    first = (np.asarray(grid) - 1) / 2 - step * (np.asarray(shape) - 1) / 2
+    form = voxel_form(shape)
+    return _frame(grid, affine, shape, form * np.max(np.asarray(grid) * old_mm / (room * form)))
+
+
+def frames_between(
+    grid: Shape, affine: NDArray[np.float64], *, voxel_mm: float, multiple: int
+) -> tuple[Frame, Frame]:
+    """Return the frame that puts `grid` on cubic voxels of `voxel_mm`, and the one back.
+
+    The new grid has `grid` in its middle; its sides are the smallest multiples of `multiple`.
+    """
+    old_mm = np.linalg.norm(affine[:3, :3], axis=0)
+    x, y, z = (
+        int(np.ceil(side * mm / voxel_mm / multiple)) * multiple
+        for side, mm in zip(grid, old_mm, strict=True)
+    )
+    there = _frame(grid, affine, (x, y, z), np.full(3, voxel_mm))
+    step = voxel_mm / old_mm
+    starts = -_first(grid, (x, y, z), step) / step
+    a, b, c = (
+        _weights(coarse, fine, float(start), float(1 / width))
+        for coarse, fine, start, width in zip((x, y, z), grid, starts, step, strict=True)
+    )
+    return there, Frame(weights=(a, b, c), affine=affine)
+
+
+def _frame(
+    grid: Shape, affine: NDArray[np.float64], shape: Shape, new_mm: NDArray[np.float64]
+) -> Frame:
+    step = new_mm / np.linalg.norm(affine[:3, :3], axis=0)  # old voxels per new voxel
+    first = _first(grid, shape, step)
     new_to_old = np.eye(4)
     new_to_old[:3, :3] = np.diag(step)
     new_to_old[:3, 3] = first
@@ -79,6 +110,22 @@ def fit_frame(grid: Shape, affine: NDArray[np.float64], shape: Shape) -> Frame:
         for old, new, start, width in zip(grid, shape, first, step, strict=True)
     )
     return Frame(weights=(x, y, z), affine=affine @ new_to_old)
+
+
+def _first(grid: Shape, shape: Shape, step: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Where the first voxel of a grid of `shape` lies that shares its middle with `grid`."""
+    first: NDArray[np.float64] = (np.asarray(grid) - 1) / 2 - step * (np.asarray(shape) - 1) / 2
+    return first
+
+
+def voxel_form(shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Give the sides of a voxel of the grid `shape` against the x side, (3,).
+
+    Voxels are cubes, unless the grid is too flat for a head of them: then its slices are as thick
+    as a head asks for. It depends on the grid alone, so that all patients on a grid have the same.
+    """
+    x, y, z = (side / (edge - 2 * _MARGIN) for side, edge in zip(_BRAIN_MM, shape, strict=True))
+    return np.array([1.0, 1.0, max(1.0, z / max(x, y))])
 
 
 def _weights(old: int, new: int, start: float, step: float) -> NDArray[np.float32]:

@@ -138,7 +138,10 @@ def _instead(root: Path) -> tuple[str, str]:
     """Say what a folder without NIfTI holds, and what to do with it."""
     for pattern, kind in (("*.dcm", "DICOM"), ("*.mgz", "FreeSurfer"), ("*.mha", "MetaImage")):
         if next(root.rglob(pattern), None) is not None:
-            tool = {"DICOM": "dcm2niix -z y -f %i_%p -o OUT DIR", "FreeSurfer": "mri_convert"}
+            tool = {
+                "DICOM": "medsynth-client convert, or dcm2niix -z y -f %i_%p -o OUT DIR",
+                "FreeSurfer": "mri_convert",
+            }
             return f"{kind} files", f"convert them: {tool.get(kind, 'with ITK or 3D Slicer')}"
     return "no NIfTI volume", ""
 

@@ -80,7 +80,7 @@ def write_prepared(
         OSError: it could not be written, for instance because the disk is full.
 
     """
-    _check_place(root, out)
+    check_place(root, out)
     patients = [files for members in examination.patients.values() for files in members]
     left_out = _unmendable(examination)
     kept = [files for files in patients if str(files) not in left_out]
@@ -110,7 +110,8 @@ def write_prepared(
     return Prepared(folder=out, mended=mended, left_out=left_out, examination=copy)
 
 
-def _check_place(root: Path, out: Path) -> None:
+def check_place(root: Path, out: Path) -> None:
+    """Raise BadConfig unless `out` is new, or empty, and not a folder inside `root`."""
     inside = out.resolve().is_relative_to(root.resolve())
     if inside or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
         value = "a folder inside the data" if inside else "something that is there already"
@@ -134,7 +135,12 @@ def _errors(examination: Examination) -> dict[str, list[Problem]]:
 
 def _config_of_copy(config: DataConfig) -> DataConfig:
     anatomy = None if config.anatomy is None else (f"*{_ENDINGS[ANATOMY_MAP]}.nii.gz",)
-    return DataConfig(layout="sites", anatomy=anatomy, allow_no_tumour=config.allow_no_tumour)
+    return DataConfig(
+        layout="sites",
+        anatomy=anatomy,
+        tissues=config.tissues,
+        allow_no_tumour=config.allow_no_tumour,
+    )
 
 
 def _write_patient(folder: Path, files: PatientFiles, config: DataConfig) -> None:

@@ -18,7 +18,7 @@ from medsynth_common.labels import CONTRASTS, Tissue
 
 #: Which way of preparing this is. Count it up when the same files come out otherwise than before:
 #: what was cached is then prepared anew.
-PREPARATION: Final = 1
+PREPARATION: Final = 3
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -50,7 +50,7 @@ class _Scan:
 
 
 def prepare(files: PatientFiles, shape: Shape, config: DataConfig) -> Patient:
-    """Read one patient and fit the brain, centred, into a grid of `shape` with cubic voxels.
+    """Read one patient and fit the brain, centred, into a grid of `shape`.
 
     Expects files that `check_patients` has found good.
 
@@ -60,7 +60,7 @@ def prepare(files: PatientFiles, shape: Shape, config: DataConfig) -> Patient:
     """
     scan = _read(files, config)
     frame = fit_frame(scan.brain.shape, scan.affine, shape)
-    labels = frame.resample_labels(_label(scan))
+    labels = frame.resample_labels(_label(scan, config))
     image = normalise(_fit_image(scan, frame), labels != Tissue.BACKGROUND)
     return Patient(image=image, labels=labels, affine=frame.affine)
 
@@ -96,10 +96,16 @@ def _read(files: PatientFiles, config: DataConfig) -> _Scan:
     )
 
 
-def _label(scan: _Scan) -> NDArray[np.uint8]:
+def _label(scan: _Scan, config: DataConfig) -> NDArray[np.uint8]:
     """Return the anatomy with the tumour laid over it, none of it outside the brain, (x, y, z)."""
     if scan.anatomy is None:
-        return tissue_clusters(scan.image, scan.brain, scan.tumour, spacing=scan.spacing)
+        if config.tissue_weights is None:
+            return tissue_clusters(scan.image, scan.brain, scan.tumour, spacing=scan.spacing)
+        # Late: it stands on this package's frames.
+        from medsynth_common.anatomy.tissues import TissueNetwork
+
+        network = TissueNetwork.read(config.tissue_weights)
+        return network.label(scan.image, scan.brain, scan.tumour, affine=scan.affine)
     # Anatomy maps often leave out the CSF around the brain; what they do not name, it is.
     anatomy = np.where(scan.anatomy == Tissue.BACKGROUND, np.uint8(Tissue.CSF), scan.anatomy)
     labels = np.where(scan.tumour > 0, scan.tumour, anatomy)

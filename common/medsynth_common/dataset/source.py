@@ -75,8 +75,10 @@ class FolderSource(Value):
 Source = Annotated[PhantomSource | FolderSource, Field(discriminator="kind")]
 
 
-def load_patients(source: Source, grid: tuple[int, ...], *, cache: Path) -> Sequence[Volume]:
-    """Read every patient of a site on the training grid.
+def load_patients(
+    source: Source, grid: tuple[int, ...], *, cache: Path, names: Sequence[str] | None = None
+) -> Sequence[Volume]:
+    """Read a site's patients on the training grid: every one, or those of these names.
 
     Raises:
         BadData: files are missing or cannot be read.
@@ -87,8 +89,11 @@ def load_patients(source: Source, grid: tuple[int, ...], *, cache: Path) -> Sequ
         folder = cache / _key(source.model_dump(mode="json"), shape)
         return [
             _cached(folder / f"{index}.safetensors", partial(_phantom, source, index, shape))
-            for index in range(source.patients)
+            for index, name in enumerate(source.names())
+            if names is None or name in names
         ]
+    if names is not None:
+        source = source.model_copy(update={"patients": tuple(names)})
     files = files_of(source)
     return [
         _cached(
@@ -155,7 +160,19 @@ def _made_from(files: PatientFiles, data: DataConfig, cache: Path) -> Mapping[st
         "channels": dict(files.channels),
         "tumour_values": dict(files.tumour_values),
         "anatomy_values": dict(data.anatomy_values),
+        "tissues": _tissues_by(data, cache),
     }
+
+
+def _tissues_by(data: DataConfig, cache: Path) -> str:
+    """Name what finds tissues, a network by its content: another one prepares all anew."""
+    if data.tissue_weights is None:
+        return "map" if data.anatomy is not None else data.tissues
+    if not data.tissue_weights.is_file():
+        value, wanted = "no such file", "weights that `medsynth-server pretrain anatomy` wrote"
+        raise BadData(Problem(name=str(data.tissue_weights), value=value, wanted=wanted))
+    (digest,) = digests([data.tissue_weights], cache / "digests")
+    return digest
 
 
 def _key(made_from: Mapping[str, object], shape: tuple[int, int, int]) -> str:

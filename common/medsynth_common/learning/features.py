@@ -10,10 +10,10 @@ from dataclasses import dataclass, fields
 from typing import Final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medsynth_common.labels import Tissue, one_hot
+from medsynth_common.labels import CONTRASTS, Tissue, one_hot
+from medsynth_common.learning.smoothing import smooth
 from medsynth_common.learning.volumes import Volume, as_batch
 
 _TISSUES: Final = slice(Tissue.CSF, None)
@@ -70,8 +70,8 @@ def texture_statistics(classes: Tensor, image: Tensor) -> Tensor:
 
     A tissue that is (nearly) absent reports the scale floor in every image alike.
     """
-    once = _smooth(image)
-    twice = _smooth(once)
+    once = smooth(image)
+    twice = smooth(once)
     masks = classes[:, _TISSUES].flatten(2)
     count = masks.sum(-1)  # (n, tissue)
     bands = []
@@ -84,10 +84,30 @@ def texture_statistics(classes: Tensor, image: Tensor) -> Tensor:
     return torch.cat([band.flatten(1) for band in bands], dim=1)
 
 
+def tissue_presence(classes: Tensor) -> Tensor:
+    """Which tissues are large enough to have a texture: (n, len(TISSUES)) of 0 and 1."""
+    return (classes.flatten(2).sum(-1) >= 8).float()
+
+
 def texture_presence(classes: Tensor) -> Tensor:
     """Which of `texture_statistics` say something: (n, 2 * tissues * contrasts) of 0 and 1."""
-    present = (classes[:, _TISSUES].flatten(2).sum(-1) >= 8).float()
-    return present.repeat_interleave(4, dim=1).repeat(1, 2)
+    return _over_textures(tissue_presence(classes))
+
+
+def spread_over_features(tissues: Tensor, count: int) -> Tensor:
+    """Give each of `count` features the value (n, len(TISSUES)) of its tissue; 1 if of none."""
+    of_tissues = _over_textures(tissues)
+    of_none = of_tissues.new_ones(len(tissues), count - of_tissues.shape[1])
+    return torch.cat([of_none, of_tissues], dim=1)
+
+
+def _over_textures(tissues: Tensor) -> Tensor:
+    return tissues[:, _TISSUES].repeat_interleave(len(CONTRASTS), dim=1).repeat(1, 2)
+
+
+def feature_presence(classes: Tensor, count: int) -> Tensor:
+    """Which of `count` features say something of each volume: (n, count) of 0 and 1."""
+    return spread_over_features(tissue_presence(classes), count)
 
 
 def patient_features(
@@ -108,9 +128,7 @@ def standard_features(
 ) -> Tensor:
     """Standardised features (n, feature), 0 where the tissue is absent."""
     features = scale.standardise(raw_features(trunk, classes, image, spatial_dims))
-    presence = texture_presence(classes)
-    pooled = features.shape[1] - presence.shape[1]
-    return torch.cat([features[:, :pooled], features[:, pooled:] * presence], dim=1)
+    return features * feature_presence(classes, features.shape[1])
 
 
 @torch.no_grad()
@@ -120,18 +138,10 @@ def fit_scale(trunk: nn.Module, pool: Sequence[Volume], spatial_dims: int) -> Fe
     for volume in pool:
         classes = one_hot(volume.labels.unsqueeze(0))
         rows.append(raw_features(trunk, classes, volume.image.unsqueeze(0), spatial_dims)[0])
-        presences.append(texture_presence(classes)[0])
-    features = torch.stack(rows)
-    texture = torch.stack(presences)
-    here = torch.ones_like(features)
-    here[:, features.shape[1] - texture.shape[1] :] = texture
+        presences.append(feature_presence(classes, len(rows[-1]))[0])
+    features, here = torch.stack(rows), torch.stack(presences)
     count = here.sum(0).clamp(min=1)
     centre = (features * here).sum(0) / count
     scale = (((features - centre).square() * here).sum(0) / count).sqrt().clamp(min=1e-3)
     norms = ((features - centre) / scale * here).norm(dim=1)
     return FeatureScale(centre=centre, scale=scale, clip=norms.median() * 1.3)
-
-
-def _smooth(image: Tensor) -> Tensor:
-    pool = F.avg_pool3d if image.dim() == 5 else F.avg_pool2d
-    return pool(image, kernel_size=3, stride=1, padding=1, count_include_pad=False)

@@ -1,5 +1,6 @@
 """Losses of the three networks. Each is a mean over its batch."""
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -7,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medsynth_common.labels import CONTRASTS, Tissue
+from medsynth_common.labels import CONTRASTS, TUMOUR, Tissue
+from medsynth_common.plan import Game
 from medsynth_common.style import Style
 
 
@@ -26,9 +28,76 @@ def segmentation_loss(logits: Tensor, target: Tensor) -> Tensor:
     return loss
 
 
+def real_loss(logits: Tensor, game: Game) -> Tensor:
+    """A discriminator's loss for what it should find real, logit by logit.
+
+    Hinge (Lim and Ye 2017): above 1. Cross-entropy: pix2pix' (Isola et al. 2017).
+    """
+    return F.relu(1 - logits) if game is Game.HINGE else F.softplus(-logits)
+
+
+def fake_loss(logits: Tensor, game: Game) -> Tensor:
+    """A discriminator's loss for what it should find fake, logit by logit."""
+    return F.relu(1 + logits) if game is Game.HINGE else F.softplus(logits)
+
+
+def fooling_loss(logits: Tensor, game: Game) -> Tensor:
+    """The generator's half of the game, logit by logit; lower is more real."""
+    return -logits if game is Game.HINGE else F.softplus(-logits)
+
+
 def critic_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """Hinge loss of a discriminator (Lim and Ye 2017): real above 1, fake below -1."""
-    return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+    """A discriminator's hinge loss on a batch of each."""
+    return real_loss(real, Game.HINGE).mean() + fake_loss(fake, Game.HINGE).mean()
+
+
+def lesion_weights(labels: Tensor, *, share: float, patch: Sequence[int]) -> Tensor:
+    """How much each voxel of a label map counts in the seed paper's patch loss.
+
+    Its code (the ported Shin et al. 2018) takes the L1 distance in a thousand random patches
+    centred on lesion voxels and as many centred on brain voxels, each pushed inside the volume:
+    a small lesion is lost in the mean over all voxels. This is the weight each voxel has in the
+    mean over *all* such patches: the same loss in expectation, without its chance, in one pass.
+
+    Args:
+        labels: (n, x, y, z) of `Tissue` values.
+        share: of patches around lesion voxels; where there is no lesion, all are around brain.
+        patch: sides of a patch; one that is longer than the volume's is as long.
+
+    Returns:
+        (n, x, y, z) float32 with a mean of 1 in each map.
+
+    """
+    return torch.stack([_weights_of(one, share, patch) for one in labels])
+
+
+def _weights_of(labels: Tensor, share: float, patch: Sequence[int]) -> Tensor:
+    brain = labels != Tissue.BACKGROUND
+    lesion = torch.isin(labels, torch.tensor(TUMOUR, dtype=labels.dtype, device=labels.device))
+    if not bool(brain.any()):
+        return torch.ones(labels.shape, device=labels.device)
+    if not bool(lesion.any()):
+        share = 0.0
+    parts = [(1 - share, brain), (share, lesion)]
+    weights = [part * _cover(where, patch) for part, where in parts if part > 0]
+    return torch.stack(weights).sum(0).float()
+
+
+def _cover(centres: Tensor, patch: Sequence[int]) -> Tensor:
+    """How often each voxel is in the patches around `centres` (x, y, z), over the mean of that."""
+    sides = [min(size, side) for size, side in zip(patch, centres.shape, strict=True)]
+    starts = centres.nonzero()  # (patch, axis)
+    for axis, (size, side) in enumerate(zip(sides, centres.shape, strict=True)):
+        starts[:, axis] = (starts[:, axis] - size // 2).clamp(0, side - size)
+    count = torch.zeros(centres.shape, dtype=torch.float64, device=centres.device)
+    one = torch.ones(len(starts), dtype=torch.float64, device=centres.device)
+    count.index_put_(tuple(starts.T), one, accumulate=True)
+    for axis, size in enumerate(sides):  # a patch covers the `size` voxels from its start on
+        total = count.cumsum(axis)
+        gone = total.narrow(axis, 0, total.shape[axis] - size)
+        count = total.clone()
+        count.narrow(axis, size, total.shape[axis] - size).sub_(gone)
+    return count / count.mean()
 
 
 def tissue_moments(image: Tensor, classes: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -55,6 +55,13 @@ def draw_crops(
     return torch.stack(images), torch.stack(labels)
 
 
+def mirrored(images: Tensor, labels: Tensor, randomness: Randomness) -> tuple[Tensor, Tensor]:
+    """Let left and right change places in images (n, 4, x, y, z) and labels, every other time."""
+    if randomness.uniform(1)[0] < 0.5:
+        return images, labels
+    return images.flip(2), labels.flip(1)
+
+
 def as_batch(stacked: Tensor, spatial_dims: int) -> Tensor:
     """Turn (n, c, x, y, z) into what a network of `spatial_dims` takes: for 2, axial slices."""
     if spatial_dims == 3:

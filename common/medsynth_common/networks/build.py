@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from medsynth_common.labels import CONTRASTS, SEGMENTER_CLASSES, TISSUES
+from medsynth_common.networks.any_grid import AnyGrid
 from medsynth_common.networks.settings import NetworkSettings
 
 
@@ -57,7 +58,7 @@ def build_segmenter(settings: NetworkSettings) -> nn.Module:
             num_res_units=2,
             norm=("INSTANCE", {"affine": True}),
         )
-    return _without_inplace(network)
+    return AnyGrid(_without_inplace(network), levels=len(channels))
 
 
 def _without_inplace(network: nn.Module) -> nn.Module:

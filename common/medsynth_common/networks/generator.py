@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from medsynth_common.labels import CONTRASTS, TISSUES
+from medsynth_common.networks.any_grid import AnyGrid
 from medsynth_common.networks.settings import NetworkSettings
 from medsynth_common.style import CODE_LENGTH, Style
 
@@ -29,15 +30,17 @@ class Generator(nn.Module):
         context = settings.detail_channels
         self.spatial_dims = settings.spatial_dims
         conv = nn.Conv3d if settings.spatial_dims == 3 else nn.Conv2d
-        self.context = UNet(
+        levels = len(settings.generator_channels)
+        unet = UNet(
             spatial_dims=settings.spatial_dims,
             in_channels=tissues + 3 * contrasts + CODE_LENGTH,
             out_channels=context,
             channels=settings.generator_channels,
-            strides=(2,) * (len(settings.generator_channels) - 1),
+            strides=(2,) * (levels - 1),
             num_res_units=0,
             norm=None,
         )
+        self.context = AnyGrid(unet, levels=levels)
         self.blend = conv(context + 4 * contrasts + CODE_LENGTH, context, 3, padding=1)
         self.paint = conv(context, contrasts, 3, padding=1)
         nn.init.zeros_(self.paint.weight)

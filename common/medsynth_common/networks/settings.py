@@ -51,12 +51,11 @@ class NetworkSettings(BaseModel):
         if any(part > side for part, side in zip(crop, grid, strict=True)):
             raise ValueError(f"a crop that fits the grid {tuple(grid)}, got {tuple(crop)}")
         sides = (*grid[: self.spatial_dims], *crop[: self.spatial_dims])
-        levels = max(len(self.segmenter_channels), len(self.generator_channels))
-        depth = 2 ** (levels - 1)
-        if any(side % depth for side in sides):
+        # At its coarsest, a network that normalises each channel needs more than one voxel.
+        deepest = 2 ** (len(self.segmenter_channels) - 1)
+        if all(side <= deepest for side in crop[: self.spatial_dims]):
             raise ValueError(
-                f"grid and crop sides that are multiples of {depth}, as deep as the networks are, "
-                f"got {tuple(grid)} and {tuple(crop)}"
+                f"a crop side above {deepest}, as deep as the segmenter is, got {tuple(crop)}"
             )
         # Below this the critic's last normalised map is a single voxel, which has no deviation.
         least = 3 * 2**self.critic_layers

@@ -12,6 +12,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -147,12 +148,12 @@ def _rdp_epsilon(history: History, delta: float) -> float:
 
 def _rdp(kind: tuple[float, float], steps: int, orders: list[float]) -> NDArray[np.float64]:
     """Renyi divergence of each order; it grows with the order, so a higher one is a bound."""
-    noise, rate = kind
-    of_order = {
-        order: compute_rdp(q=rate, noise_multiplier=noise, steps=steps, orders=[order])[0]
-        for order in set(orders)
-    }
-    return np.array([of_order[order] for order in orders], dtype=np.float64)
+    return steps * np.array([_rdp_of_step(*kind, order) for order in orders], dtype=np.float64)
+
+
+@lru_cache(maxsize=4096)  # every round asks again about the same steps, only more of them
+def _rdp_of_step(noise: float, rate: float, order: float) -> float:
+    return float(compute_rdp(q=rate, noise_multiplier=noise, steps=1, orders=[order])[0])
 
 
 def _prv_epsilon(history: History, delta: float, error: float) -> float:

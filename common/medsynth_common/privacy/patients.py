@@ -140,7 +140,7 @@ class PatientOptimizer:
 
 
 class _Release(DPOptimizer):  # type: ignore[misc]  # opacus ships no types
-    """Opacus' optimizer for one step, with its two pieces of arithmetic made exact.
+    """Opacus' optimizer for one step, with its two pieces of arithmetic made exact, one faster.
 
     Opacus' `pre_step` tells the story: clip and accumulate, skip or go on, add noise, scale,
     hook, step. Replaced are:
@@ -148,6 +148,7 @@ class _Release(DPOptimizer):  # type: ignore[misc]  # opacus ships no types
       parameters were found up to 4e-4 too small, and sums in float32, where one patient's
       presence changes the rounding of all others. Here what is clipped is what is summed.
     - noise, which Opacus draws from torch's generator; see `randomness`.
+    - scaling, the same division: Opacus looks through all parameters anew for each of them.
     """
 
     def __init__(
@@ -185,6 +186,10 @@ class _Release(DPOptimizer):  # type: ignore[misc]  # opacus ships no types
         for parameter in self.params:
             noised = self._mechanism.noised(parameter.summed_grad, self._randomness)
             parameter.grad = noised.to(parameter.dtype)
+
+    def scale_grad(self) -> None:
+        """Divide by the number of patients expected."""
+        torch._foreach_div_([one.grad for one in self.params], float(self.expected_batch_size))
 
 
 def release_mean(

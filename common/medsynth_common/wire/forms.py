@@ -30,6 +30,7 @@ from medsynth_common.plan import (
 from medsynth_common.style import TABLE, Style
 from medsynth_common.tensors import under, with_prefix
 from medsynth_common.update import check_tensors
+from medsynth_common.wire.rounding import rounded_form
 
 #: Texture statistics are of two scales in every tissue but air.
 _TEXTURES = 2 * (len(TISSUES) - 1) * len(CONTRASTS)
@@ -83,13 +84,15 @@ def expected_plan(header: PlanHeader) -> dict[str, Tensor]:
 
 def expected_update(plan: RoundPlan) -> dict[str, Tensor]:
     """Give tensors of the form the update to `plan` must have, under `weights.*` and `own.*`."""
+    weights = rounded_form(answered_weights(plan), plan.header.update_bits)
     return {
-        **with_prefix("weights", _weights(plan)),
+        **with_prefix("weights", weights),
         **with_prefix("own", _own(plan.header.stage)),
     }
 
 
-def _weights(plan: RoundPlan) -> Mapping[str, Tensor]:
+def answered_weights(plan: RoundPlan) -> Mapping[str, Tensor]:
+    """Give those of the plan's weights that the answer holds anew."""
     part = {Stage.SEGMENT: "segmenter", Stage.ADVERSARIAL: "generator"}.get(plan.header.stage)
     return with_prefix(part, under(part, plan.weights)) if part else {}
 

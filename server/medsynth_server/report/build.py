@@ -25,7 +25,7 @@ def build_report(run_dir: Path) -> Path:
 
     """
     folder = RunFolder.read(run_dir)
-    sections = [make(folder) for make in SECTIONS]
+    sections = [section for make in SECTIONS if (section := make(folder)) is not None]
     page = (
         _environment()
         .get_template("report.html.j2")

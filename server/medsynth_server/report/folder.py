@@ -15,6 +15,7 @@ from medsynth_common.errors import BadConfig, BadData, Problem
 from medsynth_common.labels import CONTRASTS, TISSUES
 from medsynth_common.release_check import ReleaseCheck
 from medsynth_common.release_check.result import read_release_check
+from medsynth_server.fidelity.results import FidelityResult, read_fidelity
 from medsynth_server.record import (
     Arm,
     EvaluationEvent,
@@ -25,6 +26,7 @@ from medsynth_server.record import (
     read_events,
     read_privacy,
 )
+from medsynth_server.table.results import TableResult, read_table
 
 Volumes = NDArray[np.float32]
 
@@ -101,6 +103,8 @@ class RunFolder:
     samples: Samples | None
     settings: Mapping[str, Any] | None
     release: ReleaseCheck | None
+    table: TableResult | None = None
+    fidelity: FidelityResult | None = None
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -123,6 +127,8 @@ class RunFolder:
             samples=_read_samples(path / "samples.safetensors"),
             settings=_read_settings(path / "config.toml"),
             release=read_release_check(path / "release-check.json"),
+            table=read_table(path / "evaluation"),
+            fidelity=read_fidelity(path / "evaluation"),
         )
 
     @property

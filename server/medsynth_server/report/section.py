@@ -28,4 +28,5 @@ class Section:
     missing: str = ""
 
 
-MakeSection = Callable[[RunFolder], Section]
+#: None for what a run need not have.
+MakeSection = Callable[[RunFolder], Section | None]

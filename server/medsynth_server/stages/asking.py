@@ -48,6 +48,7 @@ class Asking:
                 settings=settings,
                 mechanisms=tuple(mechanisms),
                 public_seed=self.public_seed,
+                update_bits=self.config.federation.update_bits,
             ),
             weights=weights,
         )

@@ -1,0 +1,1 @@
+"""How fast it is: beside the same work without privacy, without a federation, without a disk."""

@@ -1,0 +1,184 @@
+"""Bytes that a site sends in a round, and what rounding them does to the Dice.
+
+A segmenter is trained on public phantoms, then by private rounds at four sites of other scanners,
+once for each number of bits, from the same start with the same patients, crops and noise.
+"""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Final, get_args
+
+import torch
+from torch import Tensor
+
+from benchmarks import results
+from benchmarks.results import Cell, Goal
+from medsynth_client.order import Order
+from medsynth_client.stages import WORK
+from medsynth_common.labels import Region, segmenter_target
+from medsynth_common.learning.dice import region_dice, segment
+from medsynth_common.learning.volumes import Volume
+from medsynth_common.networks import NetworkSettings, build_segmenter
+from medsynth_common.phantom import SITE_SCANNERS, make_phantom
+from medsynth_common.plan import Bits, PlanHeader, RoundPlan, SegmentSettings, Stage
+from medsynth_common.privacy.mechanism import Gaussian
+from medsynth_common.privacy.randomness import SimulatedRandomness
+from medsynth_common.tensors import pack, under, with_prefix
+from medsynth_common.wire.forms import answered_weights
+from medsynth_common.wire.rounding import restored, rounded
+from medsynth_server.segmenter_training import train_on
+from medsynth_server.synthesis import crop_batches, repeat_batches
+
+SEEDS: Final = (1, 2, 3)
+SITES: Final = 4
+PATIENTS: Final = 10
+HELD_OUT: Final = 3
+ROUNDS: Final = 5
+FREE_STEPS: Final = 60
+_CPU: Final = torch.device("cpu")
+_GRID: Final = (32, 32, 32)
+_CROP: Final = (24, 24, 24)
+_NETWORKS: Final = NetworkSettings(segmenter_channels=(8, 16, 32))
+#: Noise on the mean gradient of 0.15 clips: as much as hospitals of a hundred have at epsilon 8.
+_MECHANISM: Final = Gaussian(
+    name="segmenter", clip=0.5, noise_multiplier=0.45, sampling_rate=0.3, steps=4
+)
+
+
+def _phantoms(site: int, first: int, count: int) -> list[Volume]:
+    scanner = SITE_SCANNERS[site % len(SITE_SCANNERS)]
+    made = [make_phantom(first + k, _GRID, scanner, tumours=1) for k in range(count)]
+    return [
+        Volume(image=torch.from_numpy(one.image), labels=torch.from_numpy(one.labels))
+        for one in made
+    ]
+
+
+def _start(seed: int) -> dict[str, Tensor]:
+    """Weights after public training on one scanner that no site has."""
+    volumes = _phantoms(SITES, 10_000 * seed, 6)
+    torch.manual_seed(seed)
+    crops = crop_batches(
+        repeat_batches(volumes, batch=2, seed=seed), crop=_CROP, seed=seed, device=_CPU
+    )
+    segmenter = build_segmenter(_NETWORKS)
+    weights, _ = train_on(crops, segmenter, steps=FREE_STEPS, spatial_dims=3, seed=seed)
+    return with_prefix("segmenter", weights)
+
+
+def _train(
+    start: Mapping[str, Tensor], sites: Sequence[Sequence[Volume]], bits: Bits, seed: int
+) -> tuple[dict[str, Tensor], float]:
+    """Give the final weights, and the bytes of one site's answer."""
+    weights, sent = dict(start), 0
+    states: list[Mapping[str, Tensor]] = [{} for _ in sites]
+    for number in range(1, ROUNDS + 1):
+        answers = []
+        for index, patients in enumerate(sites):
+            plan = RoundPlan(header=_header(number, index, bits), weights=weights)
+            outcome = WORK[Stage.SEGMENT](
+                Order(
+                    plan=plan.header,
+                    weights=plan.weights,
+                    patients=patients,
+                    declared=len(patients),
+                    state=states[index],
+                    randomness=SimulatedRandomness("update bytes", seed, index, number),
+                    device=_CPU,
+                )
+            )
+            states[index] = outcome.state
+            begun = answered_weights(plan)
+            coded = rounded(outcome.weights, begun, bits)
+            sent += len(pack(coded))
+            answers.append(restored(coded, begun, bits))
+        weights = {name: torch.stack([one[name] for one in answers]).mean(0) for name in weights}
+    return weights, sent / ROUNDS / len(sites)
+
+
+def _header(number: int, site: int, bits: Bits) -> PlanHeader:
+    return PlanHeader(
+        run="benchmark",
+        stage=Stage.SEGMENT,
+        round=number,
+        site=f"site-{site}",
+        grid=_GRID,
+        crop=_CROP,
+        networks=_NETWORKS,
+        settings=SegmentSettings(crops=2),
+        mechanisms=(_MECHANISM,),
+        public_seed=1,
+        update_bits=bits,
+    )
+
+
+def _dice(weights: Mapping[str, Tensor], patients: Sequence[Volume]) -> float:
+    """Mean Dice of the whole tumour."""
+    segmenter = build_segmenter(_NETWORKS)
+    segmenter.load_state_dict(under("segmenter", weights))
+    segmenter.eval()
+    found = [
+        region_dice(
+            segment(segmenter, one.image, crop=_CROP, spatial_dims=3), segmenter_target(one.labels)
+        )[Region.WHOLE]
+        for one in patients
+    ]
+    return statistics.mean(dice for dice in found if dice is not None)
+
+
+def main() -> bool:
+    """Train with each number of bits; whether fewer cost no Dice beyond what seeds differ by."""
+    torch.set_num_threads(1)
+    dice: dict[Bits, list[float]] = {bits: [] for bits in get_args(Bits)}
+    bytes_up: dict[Bits, float] = {}
+    before = []
+    for seed in SEEDS:
+        start = _start(seed)
+        sites = [_phantoms(site, 1000 * seed + 100 * site, PATIENTS) for site in range(SITES)]
+        held_out = [
+            one
+            for site in range(SITES)
+            for one in _phantoms(site, 1000 * seed + 100 * site + 50, HELD_OUT)
+        ]
+        before.append(_dice(start, held_out))
+        for bits, scores in dice.items():
+            weights, bytes_up[bits] = _train(start, sites, bits, seed)
+            scores.append(_dice(weights, held_out))
+    rows: list[dict[str, Cell]] = [_row("public training alone", None, None, before)]
+    for bits in sorted(dice, reverse=True):
+        share = bytes_up[bits] / bytes_up[32]
+        rows.append(_row(f"{bits} bits a weight", bytes_up[bits] / 1000, share, dice[bits]))
+    loss = statistics.mean(dice[32]) - statistics.mean(dice[4])
+    return results.record(
+        "update_bytes",
+        title="Bytes that a site sends in a round, and the Dice they cost",
+        about=f"Private rounds of the segmenter at {SITES} sites of {PATIENTS} phantoms, "
+        f"{ROUNDS} rounds of {_MECHANISM.steps} steps, noise multiplier "
+        f"{_MECHANISM.noise_multiplier:g}; whole-tumour Dice of {SITES * HELD_OUT} held-out "
+        f"patients, mean and SD over {len(SEEDS)} seeds. The noise is the same for all.",
+        rows=rows,
+        goals=[
+            Goal(
+                what="bytes of an answer at 4 bits, over those at 32",
+                figure=bytes_up[4] / bytes_up[32],
+                bar=0.25,
+            ),
+            Goal(
+                what="Dice lost at 4 bits; the bar is the SD over seeds at 32 bits",
+                figure=loss,
+                bar=statistics.stdev(dice[32]),
+            ),
+        ],
+    )
+
+
+def _row(
+    name: str, kilobytes: float | None, share: float | None, dice: list[float]
+) -> dict[str, Cell]:
+    return {
+        "answer": name,
+        "kB": kilobytes,
+        "over 32 bits": share,
+        "Dice": statistics.mean(dice),
+        "SD": statistics.stdev(dice),
+    }

@@ -1,0 +1,1 @@
+"""How useful a private federation is, beside what would be possible without privacy."""

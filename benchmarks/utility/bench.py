@@ -1,0 +1,177 @@
+"""Utility of a private federation on patients of another renderer than public training has seen.
+
+    python -m benchmarks.utility small              part of `make bench`
+    python -m benchmarks.utility full               hours; it goes on where it was stopped
+    python -m benchmarks.utility small --development   where settings are chosen
+
+Settings are never chosen on the federation whose figures are recorded.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+
+import benchmarks.utility
+import medsynth_client
+import medsynth_common
+import medsynth_server
+from benchmarks.results import Goal, record
+from benchmarks.utility.kept import Kept
+from benchmarks.utility.presets import DEVELOPMENT, PRESETS, Preset
+from benchmarks.utility.rows import Comparison, Measured
+from medsynth_server.model import Model
+from medsynth_server.shipped import shipped_model
+
+_WORK: Final = Path("runs/bench/utility")
+#: A column's figures are shown as percent, or as they are.
+_PERCENT: Final = ("tumour", "lesion", "tumour, unseen", "lesion, unseen")
+_COLUMNS: Final = (*_PERCENT, "intensity", "texture")
+
+
+def main() -> bool:
+    """Measure the small preset; whether every goal is met."""
+    return measure(PRESETS["small"], development=False)
+
+
+def measure(preset: Preset, *, development: bool, only: str = "") -> bool:
+    """Measure every row whose name holds `only`, for every seed, and record the table."""
+    public = shipped_model()
+    found: dict[str, list[Measured]] = {}
+    for seed in preset.seeds:
+        for name, measured in _rows(preset, seed + DEVELOPMENT * development, public, only):
+            print(f"seed {seed}, {name}: {_told(measured)}", flush=True)
+            found.setdefault(name, []).append(measured)
+    if development or only:
+        return True
+    return record(
+        "utility" if preset.name == "small" else f"utility_{preset.name}",
+        title=f"Utility beside privacy, {preset.name}",
+        about=_about(preset),
+        rows=[{"row": name, **_cells(measured)} for name, measured in found.items()],
+        goals=goals(found),
+        notes=_notes(preset),
+        command=f"python -m benchmarks.utility {preset.name}",
+    )
+
+
+def _rows(preset: Preset, seed: int, public: Model, only: str) -> Sequence[tuple[str, Measured]]:
+    torch.set_num_threads(2)
+    # Figures of one table come from one state of the code.
+    kept = Kept(_WORK / f"{preset.name}-{seed}-{_sources()}")
+    comparison = Comparison(preset, seed, preset.patients(seed), public, kept)
+    about = kept.about(public, repr(preset))
+    return [
+        (name, kept.row(name, about, make))
+        for name, make in comparison.rows.items()
+        if only in name
+    ]
+
+
+def _sources() -> str:
+    """Digest of all code that a row depends on."""
+    digest = hashlib.sha256()
+    for root in (medsynth_common, medsynth_client, medsynth_server, benchmarks.utility):
+        folder = Path(root.__path__[0])
+        for file in sorted(folder.rglob("*.py")):
+            digest.update(f"{file.relative_to(folder)}\n".encode() + file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _cells(measured: Sequence[Measured]) -> dict[str, str | None]:
+    cells: dict[str, str | None] = {}
+    for column in _COLUMNS:
+        values = [one[column] for one in measured if column in one]
+        scale, digits = (100, 1) if column in _PERCENT else (1, 3)
+        cells[column] = None
+        if values:
+            mean, spread = scale * np.mean(values), scale * np.std(values)
+            cells[column] = f"{mean:.{digits}f}" + (
+                f" ± {spread:.{digits}f}" if len(values) > 1 else ""
+            )
+    return cells
+
+
+def goals(found: Mapping[str, Sequence[Measured]]) -> list[Goal]:
+    """What is wanted, as parts of what is reached without privacy or with patients."""
+
+    def part(row: str, of: str, column: str = "tumour") -> float:
+        return _mean(found[row], column) / _mean(found[of], column)
+
+    synthetic = "synthetic: + consistency + mean-features, epsilon 8"
+    moments = "synthetic: moments, epsilon 8"
+    return [
+        Goal(
+            what="tumour Dice of private FedAvg at epsilon 8, part of FedAvg's",
+            figure=part("FedAvg, epsilon 8", "FedAvg"),
+            bar=0.98,
+            least=True,
+        ),
+        Goal(
+            what="tumour Dice of private FedAvg at epsilon 2, part of FedAvg's",
+            figure=part("FedAvg, epsilon 2", "FedAvg"),
+            bar=0.96,
+            least=True,
+        ),
+        Goal(
+            what="tumour Dice of synthetic-only training at epsilon 8, part of pooled patients'",
+            figure=part(synthetic, "pooled"),
+            bar=0.95,
+            least=True,
+        ),
+        Goal(
+            what="lesion Dice of synthetic-only training at epsilon 8, part of pooled patients'",
+            figure=part(synthetic, "pooled", "lesion"),
+            bar=0.95,
+            least=True,
+        ),
+        Goal(
+            what="texture error after the adversarial stage at epsilon 8, part of that before",
+            figure=part(synthetic, moments, "texture"),
+            bar=1.0,
+        ),
+        Goal(
+            what="tumour Dice of synthetic-only training after the adversarial stage at epsilon 8, "
+            "part of that before",
+            figure=part(synthetic, moments),
+            bar=1.0,
+            least=True,
+        ),
+        Goal(
+            what="Dice points that an unseen scanner costs the public weights",
+            figure=100
+            * (
+                _mean(found["public weights"], "tumour")
+                - _mean(found["public weights"], "tumour, unseen")
+            ),
+            bar=3.0,
+        ),
+    ]
+
+
+def _mean(measured: Sequence[Measured], column: str) -> float:
+    return float(np.mean([one[column] for one in measured]))
+
+
+def _told(measured: Measured) -> str:
+    return ", ".join(f"{key} {value:.3f}" for key, value in measured.items())
+
+
+def _about(preset: Preset) -> str:
+    return (
+        f"{preset.sites} sites of {preset.each} patients on {preset.side}^3 voxels, "
+        f"{preset.sites * preset.held_out} held out and {preset.unseen} of a scanner that no site "
+        f"has; {len(preset.seeds)} seed(s). Patients come from a renderer of their own "
+        "(`benchmarks/utility/other_renderer.py`). Dice in percent; `lesion` counts every lesion "
+        "alike and false ones as 0; `intensity` and `texture` are errors of the images."
+    )
+
+
+def _notes(preset: Preset) -> list[str]:
+    notes = ["'synthetic' rows train on the synthetic set and no patient, from the public weights"]
+    if preset.name == "small":
+        notes.append("a small bench with one seed: it shows that things work, not how well")
+    return notes

@@ -1,0 +1,1 @@
+"""Trained weights as files, and those that are shipped; see `file.py`."""

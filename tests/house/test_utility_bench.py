@@ -1,0 +1,118 @@
+"""The bench of utility: its patients, what it measures, and that every row can be made."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from benchmarks.utility.bench import goals
+from benchmarks.utility.federation import Patients
+from benchmarks.utility.kept import Kept
+from benchmarks.utility.measures import image_errors, lesion_dice
+from benchmarks.utility.other_renderer import OtherScanner, draw_patient
+from benchmarks.utility.presets import Preset
+from benchmarks.utility.rows import Comparison
+
+from medsynth_common.intensity import CEILING
+from medsynth_common.labels import Tissue
+from medsynth_common.learning.volumes import Volume
+from medsynth_server.shipped import shipped_model
+from medsynth_server.synthesis import Painter
+
+TINY = Preset(
+    name="tiny",
+    seeds=(1,),
+    side=24,
+    crop=16,
+    sites=2,
+    each=3,
+    held_out=1,
+    unseen=1,
+    rounds=1,
+    steps=1,
+    sampling_rate=0.5,
+    free_steps=1,
+    adversarial_rounds=1,
+    generator_steps=1,
+    synthetic=2,
+    synthetic_steps=1,
+)
+
+
+def comparison(folder: Path) -> Comparison:
+    return Comparison(TINY, 1, TINY.patients(1), shipped_model(), Kept(folder))
+
+
+def test_patients_are_repeatable_heads_on_the_scale_of_all_images() -> None:
+    scanner = OtherScanner.draw(np.random.default_rng(1))
+    one, same = (draw_patient((1, 2), scanner, 24) for _ in range(2))
+    assert torch.equal(one.image, same.image)
+    assert torch.equal(one.labels, same.labels)
+    assert one.image.dtype == torch.float32
+    assert float(one.image.min()) >= 0
+    assert float(one.image.max()) <= CEILING
+    assert not one.image[:, one.labels == Tissue.BACKGROUND].any()
+    maps = torch.stack([draw_patient((seed,), scanner, 24).labels for seed in range(8)])
+    assert set(maps.flatten().tolist()) == set(range(9))
+
+
+def test_no_patient_is_both_trained_on_and_held_out() -> None:
+    patients = Patients(1, 24, 2, 3, 2, 2)
+    cohorts = (patients.training, patients.same, patients.other)
+    sums = [float(v.image.sum()) for c in cohorts for volumes in c.values() for v in volumes]
+    assert len(set(sums)) == len(sums) == 2 * 3 + 2 * 2 + 2
+    assert patients.training.keys() == patients.same.keys() == {"site-1", "site-2"}
+    assert patients.other.keys() == {"site-3"}
+
+
+def test_lesions_count_alike_and_false_ones_as_nothing() -> None:
+    there = np.zeros((12, 12, 12), dtype=bool)
+    there[1:3, 1:3, 1:3] = there[6:10, 6:10, 6:10] = True
+    assert lesion_dice(there, there) == [1.0, 1.0]
+    found = there.copy()
+    found[1:3, 1:3, 1:3] = False  # the small one is missed
+    found[0, 11, 11] = True  # and something is seen that is not there
+    assert sorted(lesion_dice(found, there)) == [0.0, 0.0, 1.0]
+    assert lesion_dice(there & False, there & False) == []
+
+
+def test_images_of_the_wrong_brightness_and_texture_have_errors() -> None:
+    model = shipped_model()
+    painter = Painter(model, ["site-1"], grid=(24, 24, 24), device=torch.device("cpu"))
+    patients = TINY.patients(1).same["site-1"]
+    draw = torch.Generator().manual_seed(5)
+    labels = patients[0].labels
+    own = Volume(image=painter.paint(labels[None], ["site-1"], draw)[0], labels=labels)
+    exact = image_errors(painter, {"site-1": [own]}, seed=5)
+    assert exact == {"intensity": pytest.approx(0, abs=1e-6), "texture": pytest.approx(0, abs=1e-4)}
+    brighter = Volume(image=own.image + 0.1 * (own.image > 0), labels=labels)
+    found = image_errors(painter, {"site-1": [brighter]}, seed=5)
+    assert found["intensity"] == pytest.approx(0.1, abs=0.02)
+    assert image_errors(painter, {"site-1": list(patients)}, seed=5)["texture"] > 0.05
+
+
+def test_a_row_is_measured_once_and_models_are_shared(tmp_path: Path) -> None:
+    bench = comparison(tmp_path)
+    rows = bench.rows
+    about = bench.kept.about(bench.public, "tiny")
+    measured = bench.kept.row("FedAvg", about, rows["FedAvg"])
+    assert measured.keys() == {"tumour", "lesion", "tumour, unseen", "lesion, unseen"}
+    kept = sorted(tmp_path.iterdir())
+    assert bench.kept.row("FedAvg", about, pytest.fail) == measured
+    again = bench.kept.row(
+        "synthetic: + consistency + mean-features",
+        about,
+        rows["synthetic: + consistency + mean-features"],
+    )
+    assert again.keys() == measured.keys() | {"intensity", "texture"}
+    assert set(kept) < set(tmp_path.iterdir())
+
+
+def test_every_goal_has_its_rows() -> None:
+    names = comparison(Path("nowhere")).rows
+    found = {
+        name: [dict.fromkeys(("tumour", "lesion", "texture", "tumour, unseen"), 0.5)]
+        for name in names
+    }
+    told = goals(found)
+    assert [goal.met for goal in told if goal.least] == [True] * sum(goal.least for goal in told)
