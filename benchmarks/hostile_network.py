@@ -109,7 +109,8 @@ class Disturbed:
                 elif 0.0 < down_until < now:
                     self.network.link(victim_of_cut, up=True)
                     down_until = -1.0
-                if len(self.killed) < kills and now > due:
+                # Not before the first round: public training alone is the coordinator's affair.
+                if len(self.killed) < kills and now > due and self._rounds() >= 1:
                     self._kill(draw, coordinator)
                     due = now + draw.uniform(*_PAUSE)
             self.broken.append(f"not finished after {_LONGEST:.0f} s")

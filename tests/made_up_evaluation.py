@@ -16,7 +16,7 @@ from medsynth_server.fidelity.results import (
 from medsynth_server.record import Arm
 from medsynth_server.table.cells import Column, trainings
 from medsynth_server.table.results import TableResult, TrainingScores
-from medsynth_server.table.statistics import results_of, tests_of
+from medsynth_server.table.statistics import comparisons_of, results_of
 
 EPSILON = {Arm.PRIVATE: 7.9034, Arm.REFERENCE: None}
 PATIENTS = 4
@@ -60,7 +60,7 @@ def table(sites: tuple[str, ...]) -> TableResult:
         epsilon=EPSILON,
         voxel=3.75,
         cells=tuple(results_of(scores)),
-        tests=tuple(tests_of(scores)),
+        tests=tuple(comparisons_of(scores)),
         cpu_seconds=1600.0,
     )
 

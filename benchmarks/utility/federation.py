@@ -17,9 +17,8 @@ from medsynth_common.learning.volumes import Volume
 from medsynth_common.plan import RoundPlan
 from medsynth_common.privacy.randomness import SimulatedRandomness
 from medsynth_common.update import SiteUpdate, UpdateHeader
-from medsynth_common.wire.records import plan_to_records
 from medsynth_server.federation import FederatedStage
-from medsynth_server.flower import start_identity, train_message
+from medsynth_server.flower import start_identity
 from medsynth_server.model import Model
 from medsynth_server.strategies import Answer
 
@@ -104,8 +103,7 @@ def run_rounds(model: Model, stages: Sequence[FederatedStage], sites: Cohorts, s
                 update = SiteUpdate(
                     header=_header(plan, len(patients)), weights=outcome.weights, own=outcome.own
                 )
-                question = train_message(plan_to_records(plan), 1 + len(answers))
-                answers.append(Answer(update=update, question=question))
+                answers.append(Answer(update=update))
             if answers:
                 model = stage.combine(model, number, answers)
             model, _ = stage.after(model, number)

@@ -68,6 +68,9 @@ def trainer(
         str | None,
         typer.Option(help="A group whose members may call, for a node that is another user's."),
     ] = None,
+    shared: Annotated[
+        bool, typer.Option(help="Hold a site for one plan at a time: other trainers may share it.")
+    ] = False,
     log_format: LogFormat | None = None,
 ) -> None:
     """Hold a site's patients and carry out plans that arrive on a Unix socket.
@@ -91,6 +94,7 @@ def trainer(
         threads=threads,
         watch_parent=watch_parent,
         group=None if socket_group is None else group_of(socket_group),
+        shared=shared,
     )
 
 

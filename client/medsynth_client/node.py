@@ -40,7 +40,11 @@ log = logging.getLogger(__name__)
 
 #: How long the first connection of a run is tried for, seconds.
 FIRST_PATIENCE: Final = 6.0
-_POLL_SECONDS: Final = 1.0
+#: Between two questions for work, seconds: short after an answer, when the next round may be near,
+#: then longer by this factor each time, so that a node that has long waited asks once a second.
+_FIRST_POLL: Final = 0.1
+_POLL_GROWTH: Final = 1.2
+_LONGEST_POLL: Final = 1.0
 _BEAT_SECONDS: Final = 20.0
 #: Longer than a coordinator takes to notice that a node has left.
 _RELEASE_SECONDS: Final = 2.0
@@ -82,6 +86,7 @@ class Node:
         self._sleep = sleep
         self._status = StatusFile(folder, "node")
         self._lost = threading.Event()
+        self._poll = _FIRST_POLL
 
     def serve(self, *, keep_trying: bool) -> None:
         """Join, then answer for ever. Ends by SystemExit, or as `join` does."""
@@ -150,8 +155,10 @@ class Node:
             self.join(patience=None)
             return
         if question is None:
-            self._sleep(_POLL_SECONDS)
+            self._sleep(self._poll)
+            self._poll = min(_LONGEST_POLL, _POLL_GROWTH * self._poll)
             return
+        self._poll = _FIRST_POLL
         try:
             self._answer(question)
         except RunEnded:

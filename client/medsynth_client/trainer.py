@@ -11,7 +11,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -24,7 +24,6 @@ from medsynth_client.site_file import SiteFile
 from medsynth_common import __version__
 from medsynth_common.durable import sweep
 from medsynth_common.errors import BadConfig, BadMessage, Problem, Refused, WrongAddress
-from medsynth_common.plan import RoundPlan
 from medsynth_common.tensors import pack
 from medsynth_common.update import SiteUpdate
 from medsynth_common.wire.parts import (
@@ -42,14 +41,25 @@ _TAKE_OVER_SECONDS: Final = 60.0
 
 
 class Trainer:
-    """Several sites behind one socket (one, at a hospital)."""
+    """Several sites behind one socket (one, at a hospital).
 
-    def __init__(self, folders: Sequence[Path], *, device: torch.device) -> None:
-        sites = [Site(folder, device=device) for folder in folders]
-        self._sites = {site.file.name: site for site in sites}
-        if len(self._sites) < len(sites):
-            names = str(sorted(site.file.name for site in sites))
-            raise BadConfig(Problem(name="sites", value=names, wanted="each name once"))
+    Args:
+        folders: the sites'.
+        device: to train on.
+        shared: open a site for one plan at a time, so that other trainers may hold it between.
+
+    """
+
+    def __init__(
+        self, folders: Sequence[Path], *, device: torch.device, shared: bool = False
+    ) -> None:
+        names = [SiteFile.load(folder / "site.toml").name for folder in folders]
+        self._folders = dict(zip(names, folders, strict=True))
+        if len(self._folders) < len(folders):
+            raise BadConfig(Problem(name="sites", value=str(sorted(names)), wanted="each once"))
+        self._device = device
+        held = {} if shared else self._folders
+        self._held = {name: Site(folder, device=device) for name, folder in held.items()}
         self._turn = threading.Lock()
 
     @property
@@ -59,7 +69,7 @@ class Trainer:
 
     def describe(self) -> Description:
         """Tell which sites are here."""
-        return Description(sites=sorted(self._sites), version=__version__)
+        return Description(sites=sorted(self._folders), version=__version__)
 
     def carry(self, parts: Iterable[PlanPart]) -> Iterator[UpdatePart]:
         """Carry out one plan; whatever goes wrong leaves as the error's name alone."""
@@ -80,23 +90,32 @@ class Trainer:
     def _answer(self, parts: Iterable[PlanPart]) -> SiteUpdate:
         try:
             plan = plan_from_parts(parts)
-            site = self._site_of(plan)
+            self._require_here(plan.header.site)
         except (BadMessage, WrongAddress) as error:
             # It names no site here, so it may have been meant for any: each writes it down.
             with self._turn:
-                for site in self._sites.values():
-                    site.refuse(error)
+                for name in self._folders:
+                    with self._opened(name) as site:
+                        site.refuse(error)
             raise
-        with self._turn:
+        with self._turn, self._opened(plan.header.site) as site:
             return site.carry(plan)
 
-    def _site_of(self, plan: RoundPlan) -> Site:
-        site = self._sites.get(plan.header.site)
-        if site is None:
-            wanted = f"one of {sorted(self._sites)}"
-            problem = Problem(name="plan: site", value=plan.header.site, wanted=wanted)
-            raise WrongAddress(str(problem))
-        return site
+    def _require_here(self, name: str) -> None:
+        if name not in self._folders:
+            wanted = f"one of {sorted(self._folders)}"
+            raise WrongAddress(str(Problem(name="plan: site", value=name, wanted=wanted)))
+
+    @contextmanager
+    def _opened(self, name: str) -> Iterator[Site]:
+        """A site that is held anyway, or opened for as long as the block."""
+        if name in self._held:
+            yield self._held[name]
+            return
+        folder = self._folders[name]
+        with exclusive(folder / TRAINER, timeout=_TAKE_OVER_SECONDS):
+            sweep(folder)
+            yield Site(folder, device=self._device)
 
 
 def _without_text(error: Exception) -> str:
@@ -157,16 +176,18 @@ def run_trainer(
     threads: int,
     watch_parent: bool,
     group: int | None = None,
+    shared: bool = False,
 ) -> None:
     """Serve until told to stop; with `watch_parent`, until standard input closes.
 
-    `group` may call too, besides this user: a node of another user's.
+    `group` may call too, besides this user: a node of another user's. `shared` sites are held for
+    one plan at a time.
     """
     torch.set_num_threads(threads)
     # Which kernel runs must not depend on what ran before: the same plan, the same weights.
     torch.use_deterministic_algorithms(True, warn_only=True)
     with ExitStack() as held:
-        for folder in folders:
+        for folder in () if shared else folders:
             site = SiteFile.load(folder / "site.toml")  # a mistyped folder is told, not made
             # One trainer a site: one whose parent died may still be ending.
             held.enter_context(exclusive(folder / TRAINER, timeout=_TAKE_OVER_SECONDS))
@@ -174,7 +195,7 @@ def run_trainer(
             for removed in tidy(folder, retention_days=site.policy.retention_days):
                 log.info("removed, unused for %s days: %s", site.policy.retention_days, removed)
         _require_private(socket.parent, group)
-        trainer = Trainer(folders, device=choose_device(device))
+        trainer = Trainer(folders, device=choose_device(device), shared=shared)
         server = serve(trainer, socket, group=group)
         try:
             if watch_parent:

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 import safetensors.torch
@@ -11,11 +11,11 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from medsynth_common.errors import BadMessage, Problem
-from medsynth_common.safetensors_writer import pieces
+from medsynth_common.safetensors_writer import bytes_of, pieces
 
 #: What safetensors and torch say of bytes that are no tensors: the last three of shapes and types
 #: that pass the file's own checks and are still none of torch's.
-_NOT_SAFETENSORS: Final = (
+NOT_SAFETENSORS: Final = (
     SafetensorError,
     ValueError,
     KeyError,
@@ -31,11 +31,28 @@ def pack(tensors: Mapping[str, Tensor]) -> bytes:
     return b"".join(pieces(tensors))
 
 
+def packed_pieces(tensors: Mapping[str, Tensor], *, size: int) -> Iterator[bytes]:
+    """Encode as safetensors in pieces of `size` bytes, the last one shorter, one at a time.
+
+    No more than a piece is held besides the tensors, however large they are. Raises `BadMessage`
+    for a type that safetensors has no code for.
+    """
+    piece = bytearray()
+    for part in pieces(tensors):
+        for start in range(0, len(part), size):
+            piece += part[start : start + size]
+            if len(piece) >= size:
+                yield bytes(piece[:size])
+                del piece[:size]
+    if piece:
+        yield bytes(piece)
+
+
 def unpack(content: bytes) -> dict[str, Tensor]:
     """Decode safetensors bytes. Raises `BadMessage` when they are not that."""
     try:
         return dict(safetensors.torch.load(content))
-    except _NOT_SAFETENSORS as error:
+    except NOT_SAFETENSORS as error:
         raise BadMessage(
             Problem(name="tensors", value=f"{len(content)} bytes", wanted="safetensors")
         ) from error
@@ -45,11 +62,11 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> bytes:
     """SHA-256 over names, types, shapes and values, in the order of the names."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
+        tensor = tensors[name]
         head = f"{name}|{tensor.dtype}|{tuple(tensor.shape)}".encode()
         # Its length first: else a clever name could hold what looks like another tensor.
         digest.update(len(head).to_bytes(8, "big") + head)
-        digest.update(tensor.view(-1).view(torch.uint8).numpy().data)
+        digest.update(bytes_of(tensor))
     return digest.digest()
 
 

@@ -81,10 +81,10 @@ def simulate(
         ),
     ] = "",
     engine: Annotated[
-        Literal["local", "flower"],
+        Literal["local", "flower", "ray"],
         typer.Option(
             envvar="MEDSYNTH_ENGINE",
-            help="local: trainers alone; flower: whole hospitals, over loopback.",
+            help="local: trainers alone; flower: whole hospitals, over loopback; ray: a cluster.",
         ),
     ] = "local",
     format: Format = "text",

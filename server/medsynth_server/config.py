@@ -161,8 +161,9 @@ class Table(Value):
         synthetic: volumes of each generator; None for as many as there are real patients.
         learning_rate: Adam's; it falls to 0 as a cosine does.
         real_share: part of each site's patients that a fine-tuned segmenter sees.
-        tuning_share: part of its steps that it sees them in.
-        tuning_rate: factor on the learning rate in these.
+        tuning_share: part of its steps that it sees them in; as long, a segmenter of real and
+            synthetic volumes ends on real ones alone.
+        tuning_rate: factor on the learning rate of the fine-tuning.
 
     """
 

@@ -34,7 +34,7 @@ from medsynth_server.simulated_sites import SimulatedSite, folder_sites, phantom
 from medsynth_server.table.cohorts import Cache
 from medsynth_server.table.fill import fill
 from medsynth_server.table.results import TableResult
-from medsynth_server.table.statistics import results_of, tests_of
+from medsynth_server.table.statistics import comparisons_of, results_of
 from medsynth_server.table.telling import tell
 from medsynth_server.table.work import Work, make_volumes
 
@@ -132,7 +132,7 @@ class _Evaluation:
             epsilon={arm: _epsilon(statement, arm) for arm in statement.arms},
             voxel=_voxel(work),
             cells=tuple(results_of(scores)),
-            tests=tuple(tests_of(scores)),
+            tests=tuple(comparisons_of(scores)),
             cpu_seconds=sum(one.cpu_seconds for one in scores),
         )
         table.write(self.folder.evaluation)

@@ -4,11 +4,10 @@
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
-from flwr.app import Message
 from torch import Tensor
 
 from medsynth_common.errors import BadMessage, BudgetExhausted, MedsynthError, Problem, TimedOut
@@ -16,10 +15,8 @@ from medsynth_common.plan import RoundPlan, Stage
 from medsynth_common.update import SiteUpdate, check_tensors
 from medsynth_common.wire.forms import answered_weights, expected_update
 from medsynth_common.wire.parts import update_tensors
-from medsynth_common.wire.records import plan_to_records, update_from_records
 from medsynth_common.wire.rounding import restored
 from medsynth_server.checkpoint import Checkpoint
-from medsynth_server.flower import train_message
 from medsynth_server.model import Model
 from medsynth_server.progress import Progress
 from medsynth_server.record import Arm, NoisedMetric, NoteEvent, RoundEvent, RunLog, Told
@@ -55,7 +52,11 @@ class MeasuringStage(Protocol):
 
 
 class SiteGrid(Protocol):
-    """What the loop needs of Flower's `Grid`, and a site's name for a node."""
+    """What the loop needs of an engine: plans go to nodes, updates come back.
+
+    The engines carry them as Flower's messages; the loop does not see those, since one that holds
+    a plan's weights for every site at once would need as much memory as there are sites.
+    """
 
     def get_node_ids(self) -> Iterable[int]:
         """Every site's node."""
@@ -63,10 +64,10 @@ class SiteGrid(Protocol):
     def site_of(self, node: int) -> str:
         """The name of a node's site."""
 
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        """Ask, and wait for the answers."""
+    def ask(
+        self, plans: Mapping[int, RoundPlan], *, timeout: float
+    ) -> Iterator[tuple[int, SiteUpdate | str]]:
+        """Ask nodes; gives each one's update, or the name of an error, as they come."""
 
 
 class NoAnswer(TimedOut):
@@ -222,25 +223,27 @@ class Federation:
         if self.grid is None or not plans:
             return
         began = time.monotonic()
-        questions = [train_message(plan_to_records(plan), node) for node, plan in plans.items()]
-        asked.bytes_down += sum(_size(plan.weights) for plan in plans.values())
-        for message in self.grid.send_and_receive(questions, timeout=self.deadline):
-            node = message.metadata.src_node_id
-            question = next(q for q in questions if q.metadata.dst_node_id == node)
+        for node, plan in plans.items():
+            size = _size(plan.weights)
+            asked.bytes_down += size
+            self.progress.site_asked(self.grid.site_of(node), size=size)
+        for node, said in self.grid.ask(plans, timeout=self.deadline):
             site = self.grid.site_of(node)
-            answer = _checked(message, plans[node])
-            error = answer if isinstance(answer, str) else None
+            answer = said if isinstance(said, str) else _checked(said, plans[node])
+            error, size = (answer if isinstance(answer, str) else None), 0
             if isinstance(answer, str):
                 asked.refused[site] = answer
             else:
-                asked.answers.append(Answer(update=answer, question=question))
-                asked.bytes_up += _size(expected_update(plans[node]))
+                asked.answers.append(Answer(update=answer))
+                size = _size(expected_update(plans[node]))
+                asked.bytes_up += size
             self.progress.site_done(
                 site,
                 seconds=time.monotonic() - began,
                 epsilon=None if isinstance(answer, str) else answer.header.epsilon,
                 cap=None if isinstance(answer, str) else answer.header.cap,
                 error=error,
+                size=size,
             )
 
     def _end_early(self, stage: FederatedStage, round: int, asked: Round) -> None:
@@ -258,12 +261,9 @@ class Federation:
         self.progress.note(text)
 
 
-def _checked(message: Message, plan: RoundPlan) -> SiteUpdate | str:
+def _checked(update: SiteUpdate, plan: RoundPlan) -> SiteUpdate | str:
     """Give the update when it answers this plan in the right form, else an error's name."""
-    if message.has_error():
-        return str(message.error.reason)[:64]
     try:
-        update = update_from_records(message.content)
         header, asked = update.header, plan.header
         said = (header.run, header.stage, header.round, header.site, header.plan_digest)
         if said != (asked.run, asked.stage, asked.round, asked.site, plan.digest()):
@@ -271,9 +271,11 @@ def _checked(message: Message, plan: RoundPlan) -> SiteUpdate | str:
                 Problem(name="update", value="another plan's answer", wanted="this plan's")
             )
         check_tensors(update_tensors(update), expected_update(plan))
+        if asked.update_bits == 32:
+            return update
         start = answered_weights(plan)
         weights = restored(update.weights, start, asked.update_bits)
-        check_tensors(weights, start)
+        check_tensors(weights, start)  # steps of an allowed size may add up to too much
     except BadMessage as error:
         return type(error).__name__
     return replace(update, weights=weights)

@@ -40,6 +40,9 @@ class Progress(AbstractContextManager["Progress"], Protocol):
     def round_started(self, n: int) -> None:
         """Round `n` of the stage has been sent to the sites."""
 
+    def site_asked(self, site: str, *, size: int) -> None:
+        """A plan of so many bytes is on its way to a site, or waits for it."""
+
     def site_done(
         self,
         site: str,
@@ -48,8 +51,9 @@ class Progress(AbstractContextManager["Progress"], Protocol):
         epsilon: float | None,
         cap: float | None,
         error: str | None,
+        size: int = 0,
     ) -> None:
-        """Tell that a site answered, or failed with the error of that name.
+        """Tell that a site answered with so many bytes, or failed with the error of that name.
 
         `epsilon` is what it has spent in all, rounded up when shown; None means that nothing
         bounds it, or, beside an error, that the site did not say.
@@ -144,6 +148,9 @@ class LineProgress:
         self._round_began = self._clock()
         self._answers = []
 
+    def site_asked(self, site: str, *, size: int) -> None:
+        """A line tells of answers alone."""
+
     def site_done(
         self,
         site: str,
@@ -152,6 +159,7 @@ class LineProgress:
         epsilon: float | None,
         cap: float | None,
         error: str | None,
+        size: int = 0,
     ) -> None:
         """Keep a site's answer for the round's line."""
         self._answers.append(
@@ -280,6 +288,11 @@ class LiveProgress:
             for row in self._screen.sites.values():
                 row.state = "training"
 
+    def site_asked(self, site: str, *, size: int) -> None:
+        """Show the site at work."""
+        with self._lock:
+            self._screen.sites.setdefault(site, _SiteRow()).state = "training"
+
     def site_done(
         self,
         site: str,
@@ -288,6 +301,7 @@ class LiveProgress:
         epsilon: float | None,
         cap: float | None,
         error: str | None,
+        size: int = 0,
     ) -> None:
         """Renew the site's row; a failed site keeps the epsilon it last told."""
         with self._lock:

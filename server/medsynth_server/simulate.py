@@ -23,6 +23,7 @@ from medsynth_common.release_check.decision import checked_reason
 from medsynth_server.arm import choose_device
 from medsynth_server.budget import accounting, check_budget
 from medsynth_server.config import RunConfig
+from medsynth_server.flower.simulation import require_ray
 from medsynth_server.measure import Measuring
 from medsynth_server.privacy_statement import state_privacy
 from medsynth_server.progress import Progress, make_progress
@@ -73,6 +74,8 @@ def simulate(
 
     """
     reason = checked_reason(release_anyway, flag="--release-anyway")
+    if engine == "ray":
+        require_ray()
     checked = folder_sites(data, config) if data is not None else None
     _check_settings(config, checked)
     with open_run(out, config) as (folder, seed):

@@ -1,22 +1,26 @@
 """One arm of a simulation: its hospitals' folders here, and the engine that asks them."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from medsynth_server.arm import ArmTraining, Engine
+import torch
+
+from medsynth_server.arm import ArmTraining, Engine, choose_device
 from medsynth_server.config import RunConfig
 from medsynth_server.engines.local import LocalGrid, WorkerSettings
+from medsynth_server.federation import SiteGrid
 from medsynth_server.progress import Progress
 from medsynth_server.record import Arm, RunLog
 from medsynth_server.run_folder import RunFolder
 from medsynth_server.simulated_sites import SimulatedSite, write_site
 
-EngineName = Literal["local", "flower"]
+EngineName = Literal["local", "flower", "ray"]
 
-#: How often a rehearsal asks a site again that has not answered.
-_REHEARSAL_REPEATS = 3
+#: How often a site that has not answered is asked again, where it is a network or a cluster away.
+_REPEATS = 3
 #: A trainer's threads are fixed: sums change with their number, and so would the weights.
 TRAINER_THREADS = 1
 
@@ -30,7 +34,7 @@ class SimulatedArm:
         config: its settings; the reference differs in privacy alone.
         folder: the run's.
         sites: the simulated hospitals.
-        engine: trainers alone, or whole hospitals behind a network on loopback.
+        engine: trainers alone, whole hospitals behind a network on loopback, or Ray's actors.
 
     """
 
@@ -66,38 +70,55 @@ class SimulatedArm:
 
     def training(self, *, seed: int, log: RunLog, progress: Progress) -> ArmTraining:
         """The arm's training, from `seed` for all that is public."""
-        rehearsed = self.engine == "flower"
+        engines: dict[EngineName, Engine] = {
+            "local": self._trainers,
+            "flower": lambda: self._rehearsal(progress),
+            "ray": self._actors,
+        }
         return ArmTraining(
             arm=self.arm,
             config=self.config,
             folder=self.folder,
             sites=[site.name for site in self.sites],
             seed=seed,
-            engine=self._rehearsal(progress) if rehearsed else self._trainers,
+            engine=engines[self.engine],
             log=log,
             progress=progress,
-            # A rehearsal is compared with the local engine, in which every site answers or the
-            # run ends: whoever was slow or restarted is asked again.
-            quorum=len(self.sites) if rehearsed else 1,
-            repeats=_REHEARSAL_REPEATS if rehearsed else 0,
+            # Compared with the local engine, in which a site that was not refused answers:
+            # whoever was slow or restarted is asked again.
+            quorum=1 if self.engine == "local" else len(self.sites),
+            repeats=0 if self.engine == "local" else _REPEATS,
         )
 
-    def _trainers(self) -> LocalGrid:
-        settings = WorkerSettings(
+    @property
+    def _folders(self) -> list[Path]:
+        return [self.site_folder(site.name) for site in self.sites]
+
+    @property
+    def _settings(self) -> WorkerSettings:
+        return WorkerSettings(
             device=self.config.device,
             threads=TRAINER_THREADS,
             logs=self.folder.logs / self.arm,
         )
-        folders = [self.site_folder(site.name) for site in self.sites]
-        return LocalGrid(folders, workers=self.config.workers, settings=settings)
 
-    def _rehearsal(self, progress: Progress) -> Engine:
+    def _trainers(self) -> LocalGrid:
+        return LocalGrid(self._folders, workers=self.config.workers, settings=self._settings)
+
+    def _actors(self) -> AbstractContextManager[SiteGrid]:
+        from medsynth_server.engines.ray import ray_grid
+
+        gpus = 0 if choose_device(self.config.device).type == "cpu" else torch.cuda.device_count()
+        return ray_grid(
+            self._folders, workers=self.config.workers, gpus=gpus, settings=self._settings
+        )
+
+    def _rehearsal(self, progress: Progress) -> AbstractContextManager[SiteGrid]:
         from medsynth_server.rehearsal import rehearse
 
-        folders = [self.site_folder(site.name) for site in self.sites]
-        return lambda: rehearse(
+        return rehearse(
             self.folder,
-            folders,
+            self._folders,
             logs=self.folder.logs / self.arm,
             device=self.config.device,
             tell=progress.note,

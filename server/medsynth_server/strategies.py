@@ -1,12 +1,12 @@
 """How the sites' weights are combined: Flower's strategies, by name."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import torch
-from flwr.app import Message
+from flwr.app import ArrayRecord, MetricRecord, RecordDict
 from flwr.serverapp.strategy import (
     FedAdam,
     FedAvg,
@@ -19,8 +19,9 @@ from torch import Tensor
 
 from medsynth_common.tensors import under, with_prefix
 from medsynth_common.update import SiteUpdate
-from medsynth_common.wire.records import strategy_records, tensors
-from medsynth_server.flower import reply
+from medsynth_common.wire.records import arrays, tensors
+from medsynth_server.flower import reply, train_message
+from medsynth_server.shelf import Shelf
 
 #: FedProx averages like FedAvg; its proximal term is the sites' part (`segment.proximal`).
 STRATEGIES: Final[Mapping[str, Callable[[], Strategy]]] = {
@@ -31,23 +32,34 @@ STRATEGIES: Final[Mapping[str, Callable[[], Strategy]]] = {
     "trimmed-mean": lambda: FedTrimmedAvg(beta=0.2),
     "krum": lambda: Krum(num_malicious_nodes=1),
 }
+#: They look at a site's weights as a whole; the others, at each number for itself.
+_OF_THE_WHOLE: Final = {"krum"}
+#: So many numbers of each site's are in memory at once, where each is combined for itself.
+_PIECE: Final = 1 << 20
 #: What FedAdam remembers between rounds, under these attribute names.
 _MEMORY: Final = ("m_t", "v_t")
+
+#: A tensor's name, and which of its numbers: from, and up to before.
+_Span = tuple[str, int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """One site's checked update, and the message it answers."""
+    """One site's checked update."""
 
     update: SiteUpdate
-    question: Message
 
 
 class Combiner:
-    """A strategy with its memory made explicit, so that a checkpoint can hold it."""
+    """A strategy with its memory made explicit, so that a checkpoint can hold it.
+
+    Where the strategy combines each number for itself (all but Krum), the weights pass through it
+    in pieces: answers that lie on disk are never in memory together, however many sites there are.
+    """
 
     def __init__(self, name: str) -> None:
         self._strategy: Any = STRATEGIES[name]()
+        self._in_pieces = name not in _OF_THE_WHOLE
 
     def combine(
         self,
@@ -69,17 +81,85 @@ class Combiner:
             the new weights, in the types of `current`; and the strategy's memory.
 
         """
+        new = {name: torch.empty_like(tensor) for name, tensor in current.items()}
+        kept: dict[str, dict[str, Tensor]] = {slot: {} for slot in _MEMORY}
+        for piece in self._pieces(current):
+            taken = {name: _flat(current, name)[start:stop] for name, start, stop in piece}
+            before = {
+                slot: {
+                    name: _flat(stored, name)[start:stop]
+                    for name, start, stop in piece
+                    if name in stored
+                }
+                for slot in _MEMORY
+                if (stored := under(slot, memory))
+            }
+            combined, after = self._combine(taken, _part(answers, piece), round, before)
+            for name, start, stop in piece:
+                _flat(new, name)[start:stop] = combined[name].to(new[name].dtype)
+                for slot, values in after.items():
+                    whole = kept[slot].setdefault(
+                        name, torch.empty(current[name].shape, dtype=values[name].dtype)
+                    )
+                    whole.view(-1)[start:stop] = values[name]
+        return new, {
+            name: value for slot in _MEMORY for name, value in with_prefix(slot, kept[slot]).items()
+        }
+
+    def _pieces(self, current: Mapping[str, Tensor]) -> Iterator[list[_Span]]:
+        """Which numbers go through the strategy together."""
+        if not self._in_pieces:
+            yield [(name, 0, tensor.numel()) for name, tensor in current.items()]
+            return
+        for name, tensor in current.items():
+            for start in range(0, max(1, tensor.numel()), _PIECE):
+                yield [(name, start, min(start + _PIECE, tensor.numel()))]
+
+    def _combine(
+        self,
+        current: Mapping[str, Tensor],
+        answers: Sequence[RecordDict],
+        round: int,
+        memory: Mapping[str, Mapping[str, Tensor]],
+    ) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
         if hasattr(self._strategy, "current_arrays"):
             self._strategy.current_arrays = {k: v.numpy() for k, v in current.items()}
         for slot in _MEMORY:
             if hasattr(self._strategy, slot):
-                stored = {k: v.numpy() for k, v in under(slot, memory).items()}
+                stored = {k: v.numpy() for k, v in memory.get(slot, {}).items()}
                 setattr(self._strategy, slot, stored or None)
-        replies = [reply(strategy_records(answer.update), answer.question) for answer in answers]
+        replies = [
+            reply(content, train_message(RecordDict(), node))
+            for node, content in enumerate(answers, start=1)
+        ]
         combined, _ = self._strategy.aggregate_train(round, replies)
-        new = {name: value.to(current[name].dtype) for name, value in tensors(combined).items()}
-        kept: dict[str, Tensor] = {}
-        for slot in _MEMORY:
-            values = getattr(self._strategy, slot, None) or {}
-            kept |= with_prefix(slot, {k: torch.from_numpy(np.array(v)) for k, v in values.items()})
-        return new, kept
+        after = {
+            slot: {k: torch.from_numpy(np.array(v)) for k, v in values.items()}
+            for slot in _MEMORY
+            if (values := getattr(self._strategy, slot, None))
+        }
+        return tensors(combined), after
+
+
+def _part(answers: Sequence[Answer], piece: Sequence[_Span]) -> list[RecordDict]:
+    """What the strategy may see of each answer: some of its numbers, and the site's public size."""
+    return [
+        RecordDict(
+            {
+                "arrays": _arrays(answer.update.weights, piece),
+                "metrics": MetricRecord({"num-examples": answer.update.header.declared_patients}),
+            }
+        )
+        for answer in answers
+    ]
+
+
+def _arrays(weights: Mapping[str, Tensor], piece: Sequence[_Span]) -> ArrayRecord:
+    if isinstance(weights, Shelf):
+        return arrays({name: weights.piece(name, start, stop) for name, start, stop in piece})
+    return arrays({name: _flat(weights, name)[start:stop] for name, start, stop in piece})
+
+
+def _flat(weights: Mapping[str, Tensor], name: str) -> Tensor:
+    """A tensor's numbers in a row, where they lie."""
+    return weights[name].view(-1)

@@ -1,10 +1,10 @@
-"""A pool of worker processes that do not outlive the command that started them."""
+"""A pool of workers that do not outlive the command that started them."""
 
 import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 
@@ -12,15 +12,20 @@ from functools import partial
 @contextmanager
 def worker_pool(
     workers: int, begin: Callable[..., None] | None = None, *arguments: object
-) -> Iterator[ProcessPoolExecutor]:
+) -> Iterator[Executor]:
     """Start workers, each of which calls `begin(*arguments)` first; they end with the block.
 
-    A block that ends by an error does not wait for the work that was not begun.
+    A single worker is a thread of this process: another process would have to load everything
+    anew. A block that ends by an error does not wait for the work that was not begun.
     """
-    # A fresh interpreter for each worker: forking a process that holds threads is unsafe.
-    context = multiprocessing.get_context("spawn")
-    ready = partial(_begin, begin, *arguments)
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=ready)
+    pool: Executor
+    if workers == 1:
+        pool = ThreadPoolExecutor(1, initializer=partial(_begin_thread, begin, *arguments))
+    else:
+        # A fresh interpreter for each worker: forking a process that holds threads is unsafe.
+        context = multiprocessing.get_context("spawn")
+        ready = partial(_begin_process, begin, *arguments)
+        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=ready)
     try:
         yield pool
     except BaseException:
@@ -29,8 +34,12 @@ def worker_pool(
     pool.shutdown()
 
 
-def _begin(begin: Callable[..., None] | None, *arguments: object) -> None:
+def _begin_process(begin: Callable[..., None] | None, *arguments: object) -> None:
     _end_with_parent()
+    _begin_thread(begin, *arguments)
+
+
+def _begin_thread(begin: Callable[..., None] | None, *arguments: object) -> None:
     if begin is not None:
         begin(*arguments)
 

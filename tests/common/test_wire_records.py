@@ -17,7 +17,6 @@ from medsynth_common.wire.records import (
     arrays,
     plan_from_records,
     plan_to_records,
-    strategy_records,
     tensors,
     update_from_records,
     update_to_records,
@@ -59,13 +58,6 @@ def test_what_was_taken_out_is_a_copy() -> None:
     record = arrays(UPDATE.weights)
     tensors(record)["segmenter.weight"].zero_()
     assert torch.equal(tensors(record)["segmenter.weight"], UPDATE.weights["segmenter.weight"])
-
-
-def test_a_strategy_sees_weights_and_the_public_size_alone() -> None:
-    record = strategy_records(UPDATE)
-    assert record.keys() == {"arrays", "metrics"}
-    assert dict(record.metric_records["metrics"]) == {"num-examples": 20}
-    assert record.array_records["arrays"].keys() == UPDATE.weights.keys()
 
 
 def test_records_that_hold_no_plan_are_told() -> None:

@@ -16,6 +16,7 @@ from medsynth_common.wire.records import plan_from_records, update_to_records
 from medsynth_server.arm import ArmTraining
 from medsynth_server.checkpoint import Checkpoint
 from medsynth_server.config import RunConfig
+from medsynth_server.engines.by_messages import ByMessages
 from medsynth_server.federation import Federation, SiteGrid
 from medsynth_server.flower import error_reply, reply, start_identity
 from medsynth_server.progress import LineProgress
@@ -27,7 +28,7 @@ from tiny_run import SEED, public_model
 
 
 @dataclass
-class InProcessGrid:
+class InProcessGrid(ByMessages):
     """Sites in this process, asked one after the other, in the order of their names."""
 
     folders: Sequence[Path]

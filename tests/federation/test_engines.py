@@ -19,6 +19,9 @@ from medsynth_server.flower import train_message
 from medsynth_server.stages.asking import Asking
 from tiny_run import same_tensors, tiny_config
 
+#: Rounded updates: what is rounded must be the same to the last bit, too.
+CONFIG = tiny_config({"federation": {"update_bits": 4}})
+
 
 @contextmanager
 def _grid(sites: Sequence[Path], logs: Path, *, workers: int) -> Iterator[LocalGrid]:
@@ -29,7 +32,7 @@ def _grid(sites: Sequence[Path], logs: Path, *, workers: int) -> Iterator[LocalG
 
 @pytest.fixture
 def federation(tmp_path: Path) -> SmallFederation:
-    federation = SmallFederation(tmp_path / "run", tiny_config())
+    federation = SmallFederation(tmp_path / "run", CONFIG)
     federation.begin()
     return federation
 
@@ -50,7 +53,7 @@ def _question(site: str, node: int) -> Message:
 @pytest.fixture(scope="module")
 def wanted(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Tensor]:
     """What this process alone makes of the same settings."""
-    return SmallFederation(tmp_path_factory.mktemp("here"), tiny_config()).train()
+    return SmallFederation(tmp_path_factory.mktemp("here"), CONFIG).train()
 
 
 def test_a_trainer_for_each_site_gives_the_weights_that_one_process_gives(

@@ -12,6 +12,7 @@ from medsynth_client.privacy_command import status
 from medsynth_client.site_record import read_site
 from medsynth_common.plan import Stage
 from medsynth_common.wire.records import plan_from_records
+from medsynth_server.engines.by_messages import ByMessages
 from medsynth_server.flower import reply
 from medsynth_server.record import NoteEvent, RoundEvent
 from tiny_run import same_tensors, tiny_config
@@ -98,7 +99,7 @@ class Recording(InProcessGrid):
 
 
 @dataclass
-class Replaying:
+class Replaying(ByMessages):
     """Gives the same answers again; there is no site and no patient behind it."""
 
     names: Sequence[str]

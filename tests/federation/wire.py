@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from flwr.app import Message
 
 from federation.stand_in import Saying, StandIn
 from medsynth_common.identity import SigningKey
@@ -16,11 +15,9 @@ from medsynth_common.plan import RoundPlan, Stage
 from medsynth_common.tensors import under
 from medsynth_common.update import SiteUpdate, UpdateHeader
 from medsynth_common.wire.forms import expected_update
-from medsynth_common.wire.records import plan_to_records
 from medsynth_server.coordinator.door import Door
 from medsynth_server.coordinator.pki import make_authority, make_server
 from medsynth_server.engines.flower import FlowerGrid
-from medsynth_server.flower import train_message
 from medsynth_server.flower.link import Link
 from tiny import plan as tiny_plan
 
@@ -84,15 +81,11 @@ class Wire:
     def plan_for(self, site: str) -> RoundPlan:
         return tiny_plan(Stage.MOMENTS, site=site)
 
-    def ask(self, *, timeout: float = 30.0) -> Mapping[str, Message]:
+    def ask(self, *, timeout: float = 30.0) -> Mapping[str, SiteUpdate | str]:
         """Put one plan to every site; their answers by name."""
-        nodes = list(self.grid.get_node_ids())
-        questions = [
-            train_message(plan_to_records(self.plan_for(self.grid.site_of(node))), node)
-            for node in nodes
-        ]
-        answers = self.grid.send_and_receive(questions, timeout=timeout)
-        return {self.grid.site_of(answer.metadata.src_node_id): answer for answer in answers}
+        plans = {n: self.plan_for(self.grid.site_of(n)) for n in self.grid.get_node_ids()}
+        answers = self.grid.ask(plans, timeout=timeout)
+        return {self.grid.site_of(node): answer for node, answer in answers}
 
 
 def an_update(plan: RoundPlan, **changes: object) -> SiteUpdate:

@@ -79,7 +79,9 @@ def test_the_board_keeps_what_the_progress_is_told_and_status_reads_it(tmp_path:
     with board, folder.serving():
         board.stage("segment", 3)
         board.round_started(2)
-        board.site_done("a", seconds=1.0, epsilon=1.234, cap=8.0, error=None)
+        for site in ("a", "b", "c"):
+            board.site_asked(site, size=70)
+        board.site_done("a", seconds=1.0, epsilon=1.234, cap=8.0, error=None, size=50)
         board.site_done("b", seconds=1.0, epsilon=None, cap=None, error="TimedOut")
         RunLog(RunFolder(folder.run).metrics).append(a_round(Stage.SEGMENT, 2, {"a": 1.234}))
         told = read_status(folder)
@@ -88,8 +90,9 @@ def test_the_board_keeps_what_the_progress_is_told_and_status_reads_it(tmp_path:
         assert (told["bytes_up"], told["bytes_down"], told["rounds_finished"]) == (3, 5, 1)
         text = status_text(told, now=0.0)
         assert "study: training, segment round 2 of 3" in text
-        assert "a: in touch, never seen, epsilon 1.24 of 8" in text
-        assert "b: in touch, never seen, last error TimedOut" in text
+        assert "a: in touch, never seen, answered, 70 bytes down, 50 up, epsilon 1.24 of 8" in text
+        assert "b: in touch, never seen, failed, 70 bytes down, 0 up, last error TimedOut" in text
+        assert "c: in touch, never seen, asked, 70 bytes down, 0 up" in text
         board.round_done(2, {})
         board.note("asking again")
         assert "asking again" in status_text(read_status(folder), now=0.0)

@@ -17,6 +17,7 @@ from medsynth_common.wire.records import plan_from_records, update_to_records
 from medsynth_common.wire.rounding import STEPS, rounded
 from medsynth_server.checkpoint import Checkpoint
 from medsynth_server.config import RunConfig
+from medsynth_server.engines.by_messages import ByMessages
 from medsynth_server.federation import Federation, NoAnswer, Stopped
 from medsynth_server.flower import error_reply, reply, start_identity
 from medsynth_server.model import Model
@@ -54,7 +55,7 @@ def failing(name: str) -> Callable[[Message, RoundPlan], Message]:
 
 
 @dataclass
-class Grid:
+class Grid(ByMessages):
     """Sites as functions, in the order of their names."""
 
     sites: Sites

@@ -36,12 +36,14 @@ PRIVATE = {
         *("SUPERLINK_NODE_ID", "ErrorCode", "Status", "NOOP_ACCOUNT_NAME", "NOOP_FLWR_AID"),
         *("HEARTBEAT_DEFAULT_INTERVAL", "HEARTBEAT_PATIENCE"),
     },
+    "flwr.simulation": {"run_simulation"},
     "flwr.server.superlink.linkstate": {"LinkStateFactory"},
     "flwr.supercore.constant": {"FLEET_HTTP_PUBLIC_KEY_HEADER", "NOOP_FEDERATION_ID", "TaskType"},
     "flwr.supercore.error": {"http_error_translator"},
     "flwr.supercore.inflatable.inflatable_object": {
         *("get_all_nested_objects", "get_object_tree", "iterate_object_tree"),
-        "no_object_id_recompute",
+        *("no_object_id_recompute", "get_object_children_ids_from_object_content"),
+        "get_object_type_from_object_content",
     },
     "flwr.supercore.inflatable.inflatable_utils": {"inflate_object_from_contents"},
     "flwr.supercore.object_store": {"NoObjectInStoreError", "ObjectStoreFactory"},
@@ -73,7 +75,8 @@ def test_only_one_package_of_the_server_imports_these_private_names() -> None:
             if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("flwr."):
                 continue
             module = str(node.module)
-            if module in ("flwr.app", "flwr.serverapp", "flwr.serverapp.strategy"):
+            public = ("flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.serverapp.strategy")
+            if module in public:
                 continue
             assert path.parent.name == "flower", path
             found.setdefault(module, set()).update(alias.name for alias in node.names)

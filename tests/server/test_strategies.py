@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from flwr.app import RecordDict
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -14,7 +13,7 @@ from medsynth_common.plan import Stage
 from medsynth_common.tensors import under, with_prefix
 from medsynth_common.update import SiteUpdate, UpdateHeader
 from medsynth_server.checkpoint import Checkpoint, Done
-from medsynth_server.flower import start_identity, train_message
+from medsynth_server.flower import start_identity
 from medsynth_server.strategies import STRATEGIES, Answer, Combiner
 from tiny_run import public_model, same_tensors
 
@@ -47,7 +46,7 @@ def _answers(weights: Sequence[Mapping[str, Tensor]], sizes: Sequence[int] = SIZ
             delta=1e-3,
         )
         update = SiteUpdate(header=header, weights=tensors, own={})
-        answers.append(Answer(update=update, question=train_message(RecordDict(), 1000 + index)))
+        answers.append(Answer(update=update))
     return answers
 
 

@@ -19,7 +19,7 @@ from medsynth_server.fidelity.results import read_fidelity
 from medsynth_server.record import Arm
 from medsynth_server.table.cells import Cell, Column, Training, trainings
 from medsynth_server.table.results import TrainingScores, read_table
-from medsynth_server.table.statistics import holm, results_of, signed_rank, tests_of
+from medsynth_server.table.statistics import comparisons_of, holm, results_of, signed_rank
 from medsynth_server.table.train import Material, few, train
 from medsynth_server.table.warp import Warp, cut
 from tiny_run import tiny_config, tiny_volume, write_settings
@@ -181,7 +181,7 @@ def test_holm_corrects_step_by_step() -> None:
 def test_cells_are_compared_with_real_patients_pair_by_pair() -> None:
     real = trained(Column.REAL, 0, [0.5, 0.6, 0.7, 0.8, 0.9, None])
     worse = trained(Column.SYNTHETIC, 0, [0.4, 0.4, 0.4, 0.4, 0.4, None])
-    found = tests_of([real, worse])
+    found = comparisons_of([real, worse])
     assert [one.region for one in found] == list(Region)
     for one in found:
         assert one.cell.column is Column.SYNTHETIC

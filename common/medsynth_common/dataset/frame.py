@@ -114,7 +114,8 @@ def _frame(
 
 def _first(grid: Shape, shape: Shape, step: NDArray[np.float64]) -> NDArray[np.float64]:
     """Where the first voxel of a grid of `shape` lies that shares its middle with `grid`."""
-    return (np.asarray(grid) - 1) / 2 - step * (np.asarray(shape) - 1) / 2
+    first: NDArray[np.float64] = (np.asarray(grid) - 1) / 2 - step * (np.asarray(shape) - 1) / 2
+    return first
 
 
 def voxel_form(shape: tuple[int, ...]) -> NDArray[np.float64]:

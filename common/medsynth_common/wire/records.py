@@ -1,27 +1,32 @@
 """Plans and updates as Flower records, and back. Only Flower's public `flwr.app` is used.
 
 The same records travel in memory (the local engine) and over the network (the real one). Tensors
-travel as one array of safetensors bytes: over the network each array costs four signed requests.
+travel as arrays of safetensors bytes, not one by one: over the network each array costs four signed
+requests. Large ones are cut into several arrays, so that either side may work on one at a time.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
 from medsynth_common.errors import BadMessage, Problem
 from medsynth_common.identity.seal import Seal
 from medsynth_common.plan import PlanHeader, RoundPlan, canonical_json, parse
-from medsynth_common.tensors import pack, unpack
+from medsynth_common.tensors import packed_pieces, unpack
 from medsynth_common.update import SiteUpdate, UpdateHeader
 
 _HEADER = "header"
 _SEAL = "seal"
 _SIGNATURE = "signature"
 _PACKED: Final = "safetensors"
+#: The longest array, bytes.
+PIECE_BYTES: Final = 16 << 20
+#: Makes tensors of the pieces of safetensors bytes.
+Reading = Callable[[Iterator[bytes]], Mapping[str, Tensor]]
 
 
 def plan_to_records(plan: RoundPlan) -> RecordDict:
@@ -48,20 +53,21 @@ def update_to_records(update: SiteUpdate) -> RecordDict:
     return RecordDict(records | _sealed(update.seal))
 
 
-def update_from_records(records: RecordDict) -> SiteUpdate:
-    """Take an update out of records. Raises `BadMessage` when they hold none."""
+def _in_memory(pieces: Iterator[bytes]) -> Mapping[str, Tensor]:
+    return unpack(b"".join(pieces))
+
+
+def update_from_records(records: RecordDict, *, read: Reading = _in_memory) -> SiteUpdate:
+    """Take an update out of records. Raises `BadMessage` when they hold none.
+
+    `read` may put the weights elsewhere than into memory.
+    """
     return SiteUpdate(
         header=parse(UpdateHeader, _text(records, "update"), name="update"),
-        weights=_unpacked(_arrays(records, "weights")),
+        weights=read(_pieces(_arrays(records, "weights"))),
         own=_unpacked(_arrays(records, "own")),
         seal=_seal(records),
     )
-
-
-def strategy_records(update: SiteUpdate) -> RecordDict:
-    """What a Flower strategy may see of a checked update: weights, and the public size."""
-    size = MetricRecord({"num-examples": update.header.declared_patients})
-    return RecordDict({"arrays": arrays(update.weights), "metrics": size})
 
 
 def arrays(weights: Any) -> ArrayRecord:
@@ -87,26 +93,45 @@ def arrays(weights: Any) -> ArrayRecord:
 
 def tensors(record: ArrayRecord) -> dict[str, Tensor]:
     """Take named tensors out of an array record."""
+    return {name: _tensor(array).clone() for name, array in record.items()}
+
+
+def _packed(weights: Mapping[str, Tensor]) -> ArrayRecord:
+    pieces = packed_pieces(weights, size=PIECE_BYTES)
+    return ArrayRecord(
+        {
+            f"{_PACKED}-{number}": Array(np.frombuffer(piece, dtype=np.uint8))
+            for number, piece in enumerate(pieces)
+        }
+    )
+
+
+def _unpacked(record: ArrayRecord) -> Mapping[str, Tensor]:
+    return _in_memory(_pieces(record))
+
+
+def _pieces(record: ArrayRecord) -> Iterator[bytes]:
+    """The pieces in their order. Raises `BadMessage` where there is anything else."""
+    wanted = [f"{_PACKED}-{number}" for number in range(max(1, len(record)))]
+    if set(record) != set(wanted):
+        value = ", ".join(list(record)[:5]) or "nothing"
+        raise BadMessage(Problem(name="arrays", value=value[:80], wanted="bytes in pieces"))
+    for name in wanted:
+        piece = _tensor(record[name])
+        if piece.dtype != torch.uint8:
+            raise BadMessage(Problem(name=name, value=str(piece.dtype), wanted="bytes"))
+        yield piece.numpy().tobytes()
+
+
+def _tensor(array: Array) -> Tensor:
     try:
-        return {name: torch.from_numpy(array.numpy().copy()) for name, array in record.items()}
+        return torch.from_numpy(array.numpy())
     except Exception as error:
         # An edge: on bytes that a peer made up, numpy's reader raises tokenizer, zip, memory,
         # attribute and syntax errors, and whatever its next version does.
         raise BadMessage(
             Problem(name="arrays", value=type(error).__name__, wanted="numeric arrays")
         ) from error
-
-
-def _packed(weights: Mapping[str, Tensor]) -> ArrayRecord:
-    return ArrayRecord({_PACKED: Array(np.frombuffer(pack(weights), dtype=np.uint8))})
-
-
-def _unpacked(record: ArrayRecord) -> dict[str, Tensor]:
-    content = tensors(record)
-    if content.keys() != {_PACKED} or content[_PACKED].dtype != torch.uint8:
-        value = ", ".join(list(content)[:5]) or "nothing"
-        raise BadMessage(Problem(name="arrays", value=value[:80], wanted="one of bytes"))
-    return unpack(content[_PACKED].numpy().tobytes())
 
 
 def _config(header: PlanHeader | UpdateHeader) -> ConfigRecord:

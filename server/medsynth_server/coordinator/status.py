@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from medsynth_common.durable import write_json
 from medsynth_common.errors import BadRecord, Problem
@@ -16,6 +16,17 @@ from medsynth_server.engines.flower import FlowerGrid
 from medsynth_server.progress import Progress
 from medsynth_server.record import RoundEvent, epsilon_words, read_events
 from medsynth_server.run_folder import RunFolder
+
+#: What is known of a site before it was asked; bytes are of this process, since it was started.
+_BLANK: Final[Mapping[str, Any]] = {
+    "phase": "",
+    "error": "",
+    "epsilon": None,
+    "cap": None,
+    "answered": None,
+    "bytes_down": 0,
+    "bytes_up": 0,
+}
 
 
 class StatusBoard:
@@ -64,10 +75,9 @@ class StatusBoard:
         """Note who is in touch."""
         nodes = grid.nodes()
         with self._lock:
-            blank = {"error": "", "epsilon": None, "cap": None, "answered": None}
             self._sites = {
                 site: {
-                    **self._sites.get(site, blank),
+                    **self._sites.get(site, _BLANK),
                     "online": node.online,
                     "seen": node.seen,
                 }
@@ -85,6 +95,15 @@ class StatusBoard:
         self.set(round=n)
         self._inner.round_started(n)
 
+    def site_asked(self, site: str, *, size: int) -> None:
+        """Note that a site has work."""
+        with self._lock:
+            row = self._row(site)
+            row["phase"] = "asked"
+            row["bytes_down"] += size
+            self.set()
+        self._inner.site_asked(site, size=size)
+
     def site_done(
         self,
         site: str,
@@ -93,15 +112,22 @@ class StatusBoard:
         epsilon: float | None,
         cap: float | None,
         error: str | None,
+        size: int = 0,
     ) -> None:
         """Note a site's answer, or the name of its last error."""
         with self._lock:
-            row = self._sites.setdefault(site, {"online": True, "seen": None})
-            row["error"] = error or ""
+            row = self._row(site)
+            row["error"], row["phase"] = error or "", "failed" if error else "answered"
+            row["bytes_up"] += size
             if error is None:
                 row |= {"epsilon": epsilon, "cap": cap, "answered": time.time()}
             self.set()
-        self._inner.site_done(site, seconds=seconds, epsilon=epsilon, cap=cap, error=error)
+        self._inner.site_done(
+            site, seconds=seconds, epsilon=epsilon, cap=cap, error=error, size=size
+        )
+
+    def _row(self, site: str) -> dict[str, Any]:
+        return self._sites.setdefault(site, {**_BLANK, "online": True, "seen": None})
 
     def round_done(self, n: int, losses: Mapping[str, float]) -> None:
         """End a round."""
@@ -154,7 +180,9 @@ def status_text(status: Mapping[str, Any], *, now: float) -> str:
         touch = "in touch" if status["running"] and site["online"] else "away"
         seen = f", last seen {now - site['seen']:.0f} s ago" if site["seen"] else ", never seen"
         error = f", last error {site['error']}" if site.get("error") else ""
-        lines.append(f"  {name}: {touch}{seen}{spent}{error}")
+        did = f", {site['phase']}" if site.get("phase") and status["running"] else ""
+        sent = f", {site['bytes_down']} bytes down, {site['bytes_up']} up" if did else ""
+        lines.append(f"  {name}: {touch}{seen}{did}{sent}{spent}{error}")
     return "\n".join(lines)
 
 

@@ -18,12 +18,13 @@ from flwr.app import Message
 from medsynth_common.errors import BadMessage, MedsynthError, Refused, TimedOut
 from medsynth_common.identity import SigningKey, VerifyKey
 from medsynth_common.identity.cards import SiteCard
-from medsynth_common.identity.sealing import Sealed, check_plan_seal, check_update_seal, seal_plan
+from medsynth_common.identity.sealing import Sealed, check_update_seal, seal_plan, sealed_in
 from medsynth_common.plan import RoundPlan
+from medsynth_common.update import SiteUpdate
 from medsynth_common.wire.forms import expected_update
-from medsynth_common.wire.records import plan_from_records, plan_to_records, update_from_records
+from medsynth_common.wire.records import plan_to_records, update_from_records
 from medsynth_server.federation import Stopped
-from medsynth_server.flower import error_reply, reply, train_message
+from medsynth_server.flower import train_message
 from medsynth_server.flower.link import Arriving, Gone, Link, Node, pem_of
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,8 @@ _BEAT_SECONDS: Final = 5.0
 _ERROR_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9]{0,63}")
 #: An answer's objects: its records, and at least one chunk of so many bytes for its tensors.
 _OBJECTS_BESIDE, _CHUNK = 32, 1 << 20
+#: An answer of more bytes stays on disk.
+LARGE: Final = 32 << 20
 
 
 class NodeLost(MedsynthError):
@@ -53,7 +56,6 @@ class _Asked:
     """One site's open question.
 
     Attributes:
-        question: as the federation put it.
         site: whom it is for.
         node: the site's.
         plan: what it asks.
@@ -67,7 +69,6 @@ class _Asked:
 
     """
 
-    question: Message
     site: str
     node: int
     plan: RoundPlan
@@ -185,28 +186,30 @@ class FlowerGrid:
         """The name of a node's site."""
         return self._sites[node]
 
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterator[Message]:
-        """Ask, and give answers as they come; whoever has not answered in time is `TimedOut`."""
-        seconds = timeout if timeout is not None else self._join_deadline
-        deadline = time.monotonic() + seconds
-        open_questions = [self._asked(message) for message in messages]
+    def ask(
+        self, plans: Mapping[int, RoundPlan], *, timeout: float
+    ) -> Iterator[tuple[int, SiteUpdate | str]]:
+        """Ask, and give answers as they come; whoever has not answered in time is `TimedOut`.
+
+        A large answer's weights stay on disk (`Shelf`) until they are combined.
+        """
+        deadline = time.monotonic() + timeout
+        open_questions = [self._asked(node, plan) for node, plan in plans.items()]
         try:
             for asked in open_questions:
-                self._lay_out(asked, seconds)
+                self._lay_out(asked, timeout)
             while open_questions:
                 self._beat()
                 late = time.monotonic() > deadline
                 nodes = self.nodes()
                 for asked in list(open_questions):
-                    answer = self._look(asked, nodes, seconds)
+                    answer = self._look(asked, nodes, timeout)
                     if answer is None and late:
-                        answer = error_reply(TimedOut.__name__, asked.question)
+                        answer = TimedOut.__name__
                     if answer is not None:
                         open_questions.remove(asked)
                         self._forget(asked)
-                        yield answer
+                        yield asked.node, answer
                 if open_questions:
                     time.sleep(_POLL)
         finally:
@@ -221,27 +224,27 @@ class FlowerGrid:
             f"missing: {', '.join(missing) or 'none that is enrolled'}"
         )
 
-    def _asked(self, question: Message) -> _Asked:
-        node = question.metadata.dst_node_id
+    def _asked(self, node: int, plan: RoundPlan) -> _Asked:
         site = self._sites[node]
-        plan = plan_from_records(question.content)
-        return _Asked(question=question, site=site, node=node, plan=plan, key=self._keys[site])
+        return _Asked(site=site, node=node, plan=plan, key=self._keys[site])
 
     def _lay_out(self, asked: _Asked, seconds: float) -> None:
         """Seal the plan anew and put it where the site's node finds it."""
         now = time.time()
         sealed = seal_plan(asked.plan, self._key, now=now, lifetime=seconds)
-        asked.sealed = check_plan_seal(sealed, self._key.public, now=now)
+        asked.sealed = sealed_in(sealed)
         asked.activated = self._link.nodes()[asked.node].activated
         message = train_message(plan_to_records(sealed), asked.node, ttl=seconds + 60.0)
         asked.name, asked.arriving, asked.lost = self._link.ask(message), None, None
         asked.tries += 1
 
-    def _look(self, asked: _Asked, nodes: Mapping[str, Node], seconds: float) -> Message | None:
+    def _look(
+        self, asked: _Asked, nodes: Mapping[str, Node], seconds: float
+    ) -> SiteUpdate | str | None:
         """Give the checked answer, or an error's name in its place; None while there is none."""
         node = nodes.get(asked.site)
         if node is None:
-            return error_reply(NotEnrolled.__name__, asked.question)
+            return NotEnrolled.__name__
         try:
             if asked.name is not None:
                 if (answer := self._answer(asked)) is not None:
@@ -252,10 +255,10 @@ class FlowerGrid:
             pass
         except (BadMessage, Refused) as error:
             log.info("%s: %s: %s", asked.site, type(error).__name__, error)
-            return error_reply(type(error).__name__, asked.question)
+            return type(error).__name__
         return self._lost(asked, node, seconds)
 
-    def _answer(self, asked: _Asked) -> Message | None:
+    def _answer(self, asked: _Asked) -> SiteUpdate | str | None:
         """What the link has. Raises `Gone`, and whatever is wrong with the answer."""
         assert asked.name is not None
         assert asked.sealed is not None
@@ -266,23 +269,26 @@ class FlowerGrid:
             if found is None:
                 return None
             if found.has_error():
-                return error_reply(_error_name(found), asked.question)
+                return _error_name(found)
             asked.arriving = self._link.arriving(found, most=size // _CHUNK + _OBJECTS_BESIDE)
         content = self._link.collect(asked.arriving, most=size)
         if content is None:
             return None
-        update = update_from_records(content)
+        if size > LARGE:
+            update = update_from_records(content, read=self._link.shelve)
+        else:
+            update = update_from_records(content)
         check_update_seal(update, asked.key, question=asked.sealed, now=time.time())
-        return reply(content, asked.question)
+        return update
 
-    def _lost(self, asked: _Asked, node: Node, seconds: float) -> Message | None:
+    def _lost(self, asked: _Asked, node: Node, seconds: float) -> str | None:
         """Ask a node that came back again; give one up that stays away."""
         self._forget(asked)
         if asked.lost is None:
             self._tell(f"{asked.site}: its node went away; it is asked again when it is back")
             asked.lost = time.monotonic()
         if asked.tries >= _TRIES or time.monotonic() > asked.lost + self._grace:
-            return error_reply(NodeLost.__name__, asked.question)
+            return NodeLost.__name__
         if node.online:
             self._lay_out(asked, seconds)
         return None
@@ -290,6 +296,8 @@ class FlowerGrid:
     def _forget(self, asked: _Asked) -> None:
         if asked.name is not None:
             self._link.forget(asked.name, asked.arriving.root if asked.arriving else None)
+        if asked.arriving is not None:
+            asked.arriving.store.close()
         asked.name = asked.arriving = None
 
 

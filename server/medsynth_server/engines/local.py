@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ from medsynth_common.errors import (
     TimedOut,
     TrainerDied,
 )
+from medsynth_common.plan import RoundPlan
 from medsynth_common.update import SiteUpdate
 from medsynth_common.wire.parts import plan_parts, update_from_parts
 from medsynth_common.wire.records import plan_from_records, update_to_records
@@ -63,12 +64,14 @@ class WorkerSettings:
         device: `auto`, `cpu`, `cuda`, `cuda:N`.
         threads: CPU threads of each; fixed, since sums change with the number of threads.
         logs: folder for what they print.
+        shared: let several trainers hold the same sites, a plan at a time each.
 
     """
 
     device: str
     threads: int
     logs: Path
+    shared: bool = False
 
 
 class Worker:
@@ -87,37 +90,45 @@ class Worker:
         return self._process.pid if self._process else None
 
     def carry(self, message: Message, *, timeout: float) -> Message:
+        """Do as `ask` does, from message to message."""
+        answer = self.ask(plan_from_records(message.content), timeout=timeout)
+        if isinstance(answer, str):
+            return error_reply(answer, message)
+        return reply(update_to_records(answer), message)
+
+    def ask(self, plan: RoundPlan, *, timeout: float) -> SiteUpdate | str:
         """Send one plan, wait for the answer; start the process as often as needed.
+
+        Gives the update, or the name of an error.
 
         Raises:
             StorageFailed: the site could not write. Its disk is the run's own: to go on without
                 the site would be to finish another experiment than was asked for.
 
         """
-        plan = plan_from_records(message.content)
         for attempt in range(1, _TRIES + 1):
             try:
                 client = self._running()
                 answer = update_from_parts(client.carry(plan_parts(plan), timeout=timeout))
                 if isinstance(answer, SiteUpdate):
-                    return reply(update_to_records(answer), message)
+                    return answer
             except grpc.RpcError as error:
                 code = error.code()
                 self.stop()
                 if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-                    return error_reply(TimedOut.__name__, message)
+                    return TimedOut.__name__
                 log.warning("trainer %s died (attempt %d): %s", self.name, attempt, code)
             except TrainerDied as error:
                 self.stop()
                 log.warning("trainer %s did not start (attempt %d): %s", self.name, attempt, error)
             except BadMessage as error:
                 log.warning("trainer %s sent no usable update: %s", self.name, error)
-                return error_reply(BadMessage.__name__, message)
+                return BadMessage.__name__
             else:
                 if answer in _STORAGE:
                     raise StorageFailed(str(self._no_room(plan.header.site)))
-                return error_reply(answer, message)
-        return error_reply(TrainerDied.__name__, message)
+                return answer
+        return TrainerDied.__name__
 
     def stop(self) -> None:
         """End the process; it notices that its standard input closed."""
@@ -152,6 +163,7 @@ class Worker:
             *("--device", self._settings.device),
             *("--threads", str(self._settings.threads)),
             "--watch-parent",
+            *(("--shared",) if self._settings.shared else ()),
         ]
         threads = str(self._settings.threads)
         self._process = subprocess.Popen(
@@ -250,6 +262,23 @@ class LocalGrid(Grid):  # type: ignore[misc] # flwr ships no types that mypy fol
     def site_of(self, node: int) -> str:
         """The name of a node's site."""
         return self._nodes[node]
+
+    def ask(
+        self, plans: Mapping[int, RoundPlan], *, timeout: float
+    ) -> Iterator[tuple[int, SiteUpdate | str]]:
+        """Ask sites, in order; gives each one's update, or the name of an error in its place.
+
+        Plans go to the trainers as they are: as messages they would be packed and unpacked once
+        more on their way down, and updates on their way up.
+        """
+        asked = {
+            node: self._hands[(worker := self._worker_of[node]).name].submit(
+                worker.ask, plan, timeout=timeout
+            )
+            for node, plan in plans.items()
+        }
+        for node in list(asked):
+            yield node, asked.pop(node).result()
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Hand messages to the sites' workers."""

@@ -6,15 +6,16 @@ alone, over Flower's own state in one SQLite file, and questions go in and answe
 direct calls on that state.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
+from tempfile import SpooledTemporaryFile
+from typing import IO, Any, Final
 
 from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from fastapi import FastAPI
-from flwr.app import Message, RecordDict
+from flwr.app import Array, Message, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.common.constant import (
     HEARTBEAT_DEFAULT_INTERVAL,
@@ -29,7 +30,9 @@ from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, NOOP_FEDERATIO
 from flwr.supercore.error import http_error_translator
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
+    get_object_children_ids_from_object_content,
     get_object_tree,
+    get_object_type_from_object_content,
     iterate_object_tree,
     no_object_id_recompute,
 )
@@ -46,6 +49,7 @@ from starlette.middleware.base import BaseHTTPMiddleware
 
 from medsynth_common.errors import BadMessage, MedsynthError, Problem
 from medsynth_server.flower.messages import give_message_id, start_identity
+from medsynth_server.shelf import Shelf
 
 #: The HTTP header in which a node shows its public key (PEM, in base64).
 KEY_HEADER: Final = FLEET_HTTP_PUBLIC_KEY_HEADER.encode()
@@ -54,6 +58,9 @@ _GONE: Final = {ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE}
 _UNFINISHED: Final = (Status.PENDING, Status.STARTING, Status.RUNNING)
 #: Objects of an answer beside one for each chunk of a tensor: records, arrays, headers.
 _ROOM: Final = 1 << 20
+#: So much of an answer waits in memory for the rest; a longer one, on disk.
+_IN_MEMORY: Final = 32 << 20
+_CHUNK: Final = "ArrayChunk"
 
 
 class Gone(MedsynthError):
@@ -83,21 +90,60 @@ class Arriving:
     Attributes:
         root: the answer's own object.
         wanted: the objects that it consists of.
-        here: those that have come.
+        here: where in `store` those lie that have come: kind, first byte, length.
+        store: them, in memory while they are few, else in a file without a name.
         size: bytes that have come.
 
     """
 
     root: str
     wanted: list[str]
-    here: dict[str, bytes]
+    store: IO[bytes]
+    here: dict[str, tuple[str, int, int]] = field(default_factory=dict)
     size: int = 0
+
+    def add(self, name: str, content: bytes) -> None:
+        """Keep an object that has come."""
+        try:
+            kind = get_object_type_from_object_content(content)
+        except ValueError as error:
+            raise _unusable(type(error).__name__) from error
+        self.store.seek(self.size)
+        self.store.write(content)
+        self.here[name] = (kind, self.size, len(content))
+        self.size += len(content)
+
+    def content(self, name: str) -> bytes:
+        """Give an object that has come."""
+        _, start, length = self.here[name]
+        self.store.seek(start)
+        return self.store.read(length)
+
+
+class _LaterArray(Array):  # type: ignore[misc] # flwr ships no types that mypy follows
+    """An array of an answer that has come, put together when it is looked at, and not kept."""
+
+    def __init__(self, arriving: Arriving, name: str) -> None:
+        super().__init__(dtype="", shape=(), stype="", data=b"")
+        self.__dict__.update(_arriving=arriving, _name=name)
+
+    def numpy(self) -> Any:
+        """Put it together."""
+        arriving: Arriving = self.__dict__["_arriving"]
+        name: str = self.__dict__["_name"]
+        content = arriving.content(name)
+        parts = get_object_children_ids_from_object_content(content)
+        # What was not on the list of the answer's objects is none of its parts.
+        contents = {part: arriving.content(part) for part in parts}
+        array = inflate_object_from_contents(name, {name: content, **contents})
+        return array.numpy()
 
 
 class Link:
     """One run's questions to nodes, and their answers. Nodes are remembered from run to run."""
 
     def __init__(self, database: Path) -> None:
+        self._folder = database.parent
         objects = ObjectStoreFactory(str(database))
         factory = LinkStateFactory(str(database), NoOpFederationManager(), objects)
         self._state: Any = factory.state()
@@ -160,10 +206,14 @@ class Link:
             raise _unusable(type(error).__name__) from error
         if len(wanted) > most:
             raise _unusable(f"{len(wanted)} objects")
-        return Arriving(root=root, wanted=wanted, here={})
+        # Closed by whoever is done with the answer.
+        store = SpooledTemporaryFile(max_size=_IN_MEMORY, dir=str(self._folder))  # noqa: SIM115
+        return Arriving(root=root, wanted=wanted, store=store)
 
     def collect(self, arriving: Arriving, *, most: int) -> RecordDict | None:
         """Take what has come; gives the content when it is whole, else None.
+
+        The content's arrays are put together when they are looked at, each anew.
 
         Args:
             arriving: what is on its way.
@@ -176,13 +226,16 @@ class Link:
         for name in arriving.wanted:
             content = None if name in arriving.here else self._state.object_store.get(name)
             if content:
-                arriving.here[name] = content
-                arriving.size += len(content)
+                arriving.add(name, content)
         if arriving.size > most + _ROOM:
             raise _unusable(f"{arriving.size} bytes")
         if len(arriving.here) < len(arriving.wanted):
             return None
         return _content(arriving)
+
+    def shelve(self, pieces: Iterator[bytes]) -> Shelf:
+        """Put an answer's tensors on the disk that the database is on."""
+        return Shelf(pieces, folder=self._folder)
 
     def forget(self, question: str, answer: str | None = None) -> None:
         """Drop a question and its answer; what still comes to it finds nothing to answer."""
@@ -254,13 +307,24 @@ def _node(info: Any) -> Node:
 
 
 def _content(arriving: Arriving) -> RecordDict:
+    arrays = [name for name, (kind, *_) in arriving.here.items() if kind == Array.__qualname__]
+    chunks = [name for name, (kind, *_) in arriving.here.items() if kind == _CHUNK]
+    records = [name for name in arriving.here if name not in {*arrays, *chunks}]
     try:
-        message = inflate_object_from_contents(arriving.root, arriving.here)
+        message = inflate_object_from_contents(
+            arriving.root,
+            {name: arriving.content(name) for name in records},
+            # Stand-ins, each with its object's name; records copy what they are given.
+            objects={name: Array("", (), name, b"") for name in arrays},
+        )
     except Exception as error:
         # An edge: a peer made these bytes up, and Flower's readers raise what they raise.
         raise _unusable(type(error).__name__) from error
     if not isinstance(message, Message) or not message.has_content():
         raise _unusable("no content")
+    for record in message.content.array_records.values():
+        for name, stand_in in record.items():
+            record[name] = _LaterArray(arriving, stand_in.stype)
     return message.content
 
 

@@ -6,6 +6,7 @@ import time
 from concurrent.futures import as_completed
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import torch
 from pydantic import ValidationError
@@ -18,6 +19,9 @@ from medsynth_server.table.cells import Training, trainings
 from medsynth_server.table.results import TrainingScores
 from medsynth_server.table.train import Material, networks_of, train
 from medsynth_server.table.work import Work, here
+
+#: Of training and scoring; whoever changes either raises it, and nothing old is taken for new.
+_RECIPE: Final = 1
 
 
 def fill(work: Work, kept: Path) -> list[TrainingScores]:
@@ -38,6 +42,7 @@ def fill(work: Work, kept: Path) -> list[TrainingScores]:
 def _key(work: Work, training: Training) -> str:
     """Name a training by all that decides its outcome."""
     made_from = {
+        "recipe": _RECIPE,
         "training": training.model_dump(mode="json"),
         "table": work.settings.model_dump(mode="json", exclude={"seeds", "architectures"}),
         "networks": networks_of(training, work.config).model_dump(mode="json"),

@@ -32,7 +32,7 @@ def results_of(trainings: Sequence[TrainingScores]) -> list[CellResult]:
     ]
 
 
-def tests_of(trainings: Sequence[TrainingScores]) -> list[PairedTest]:
+def comparisons_of(trainings: Sequence[TrainingScores]) -> list[PairedTest]:
     """Compare every cell with its `real` one (Wilcoxon 1945), corrected for their number.
 
     Pairs are patients; a patient's Dice is the mean over seeds. Cells are compared with the same

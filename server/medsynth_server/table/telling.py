@@ -102,7 +102,8 @@ def rows_of(table: TableResult) -> list[tuple[Arm, str, dict[Column, CellResult 
 
 def _main(table: TableResult) -> Table:
     title = "Whole-tumour Dice on held-out patients, mean ± SD"
-    shown = Table(title=title, title_justify="left")
+    caption = f"* {SOURCE}: {CAVEAT}; other patients, other segmenters"
+    shown = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
     shown.add_column("segmenter")
     for column in Column:
         shown.add_column(str(column), justify="right")
@@ -114,8 +115,7 @@ def _main(table: TableResult) -> Table:
             before = arm
         shown.add_row(name, *[_dice(cell, Region.WHOLE) for cell in cells.values()])
     shown.add_section()
-    shown.add_row(f"[bold]{SOURCE}")
-    shown.add_row(f"[dim]{CAVEAT}")
+    shown.add_row("[bold]figures of the paper *")
     for name, figures in PAPER.items():
         shown.add_row(name, *[f"{mean:.2f} ± {sd:.2f}" for mean, sd in figures.values()])
     return shown

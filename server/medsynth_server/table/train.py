@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +34,15 @@ def train(training: Training, material: Material, config: RunConfig, settings: T
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(training.seed)
         segmenter = build_segmenter(networks)
-    for pools, steps, rate in _phases(training, material, settings, draw):
-        batches = _batches(pools, config.crop, draw, augmented=training.cell.augmented)
+    for parts, rate in _phases(training, material, settings, draw):
+        batches = chain.from_iterable(
+            islice(
+                _batches(part.pools, config.crop, draw, augmented=training.cell.augmented),
+                part.steps,
+            )
+            for part in parts
+        )
+        steps = sum(part.steps for part in parts)
         _train(segmenter, batches, steps=steps, rate=rate, spatial_dims=networks.spatial_dims)
     return segmenter.eval()
 
@@ -44,25 +52,38 @@ def networks_of(training: Training, config: RunConfig) -> NetworkSettings:
     return config.networks.model_copy(update={"segmenter": training.cell.architecture})
 
 
+@dataclass(frozen=True)
+class _Part:
+    """So many steps, whose batches take one volume of each pool."""
+
+    pools: Sequence[Sequence[Volume]]
+    steps: int
+
+
 def _phases(
     training: Training, material: Material, settings: Table, draw: torch.Generator
-) -> Iterator[tuple[Sequence[Sequence[Volume]], int, float]]:
-    """Give each phase's pools (a batch takes one volume of each), steps and learning rate."""
+) -> Iterator[tuple[Sequence[_Part], float]]:
+    """Give the phases, each with a learning rate that falls from there to 0.
+
+    Whatever sees both kinds ends on real patients: so what synthetic volumes have of their own is
+    unlearned, and what they have in common is kept.
+    """
     cell = training.cell
     real = [volume for volumes in material.real.values() for volume in volumes]
     made = material.synthetic[cell.generator] if cell.generator is not None else []
-    rate, tuning = settings.learning_rate, round(settings.tuning_share * settings.steps)
+    rate, steps = settings.learning_rate, settings.steps
+    last = round(settings.tuning_share * steps)
     match cell.column:
         case Column.REAL:
-            yield (real, real), settings.steps, rate
+            yield [_Part((real, real), steps)], rate
         case Column.BOTH:
-            yield (real, made), settings.steps, rate
+            yield [_Part((real, made), steps - last), _Part((real, real), last)], rate
         case Column.SYNTHETIC:
-            yield (made, made), settings.steps, rate
+            yield [_Part((made, made), steps)], rate
         case Column.TUNED:
             some = [v for vs in material.real.values() for v in few(vs, settings.real_share, draw)]
-            yield (made, made), settings.steps - tuning, rate
-            yield (some, some), tuning, rate * settings.tuning_rate
+            yield [_Part((made, made), steps - last)], rate
+            yield [_Part((some, some), last)], rate * settings.tuning_rate
 
 
 def few(volumes: Sequence[Volume], share: float, draw: torch.Generator) -> list[Volume]:

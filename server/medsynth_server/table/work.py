@@ -1,7 +1,7 @@
 """What the workers of an evaluation are given, and what each makes of that, once."""
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Executor, as_completed
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -53,7 +53,7 @@ class Work:
         """Volumes of each generator."""
         return self.real if self.settings.synthetic is None else self.settings.synthetic
 
-    def pool(self) -> AbstractContextManager[ProcessPoolExecutor]:
+    def pool(self) -> AbstractContextManager[Executor]:
         """Start workers, in each of which `here()` is this work."""
         return worker_pool(self.config.workers, _begin, self)
 

@@ -1,0 +1,99 @@
+"""Tensors that lie in a file and not in memory: a large answer, until it is combined."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from medsynth_common.errors import BadMessage, Problem
+from medsynth_common.safetensors_writer import TYPE_OF
+from medsynth_common.tensors import NOT_SAFETENSORS
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Place:
+    start: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def width(self) -> int:
+        return torch.empty(0, dtype=self.dtype).element_size()
+
+
+class Shelf(Mapping[str, Tensor]):
+    """Named tensors in a file without a name, which is gone with this object.
+
+    Each look reads the tensor anew: what is not kept is not held.
+    """
+
+    def __init__(self, pieces: Iterator[bytes], *, folder: Path) -> None:
+        """Write safetensors bytes, as they come, into a file on the disk of `folder`.
+
+        Raises:
+            BadMessage: they are no safetensors.
+
+        """
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".part-") as file:
+            for piece in pieces:
+                file.write(piece)
+            file.flush()
+            self._places = _places(Path(file.name))
+            self._file = os.dup(file.fileno())
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Read a tensor."""
+        place = self._places[name]
+        return self.piece(name, 0, _count(place.shape)).view(place.shape)
+
+    def piece(self, name: str, start: int, stop: int) -> Tensor:
+        """Read some elements of a tensor, counted as they lie."""
+        place = self._places[name]
+        stop = min(stop, _count(place.shape))
+        if stop <= start:
+            return torch.empty(0, dtype=place.dtype)
+        content = bytearray((stop - start) * place.width)
+        os.preadv(self._file, [content], place.start + start * place.width)
+        return torch.frombuffer(content, dtype=place.dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            os.close(self._file)
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    return int(torch.Size(shape).numel())
+
+
+def _places(path: Path) -> dict[str, _Place]:
+    """Where each tensor lies, once safetensors itself has found the file to be sound."""
+    try:
+        with safe_open(path, framework="pt") as sound:
+            sound.keys()
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size))
+        header.pop("__metadata__", None)
+        return {
+            name: _Place(
+                start=8 + size + found["data_offsets"][0],
+                dtype=TYPE_OF[found["dtype"]],
+                shape=tuple(found["shape"]),
+            )
+            for name, found in header.items()
+        }
+    except NOT_SAFETENSORS as error:
+        value = f"{path.stat().st_size} bytes"
+        raise BadMessage(Problem(name="tensors", value=value, wanted="safetensors")) from error

@@ -1,0 +1,91 @@
+"""Tensors in a file: the same as in memory, for whoever looks and whoever combines."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from medsynth_common.errors import BadMessage
+from medsynth_common.tensors import pack, packed_pieces, tensors_digest, unpack
+from medsynth_server import strategies
+from medsynth_server.flower import start_identity
+from medsynth_server.shelf import Shelf
+from medsynth_server.strategies import STRATEGIES, Answer, Combiner
+from server.test_strategies import SIZES, _answers
+from tiny_run import same_tensors
+
+TENSORS = {
+    "a.weight": torch.arange(24.0).reshape(2, 3, 4),
+    "b": torch.tensor(7.5),
+    "half": torch.ones(3, dtype=torch.bfloat16),
+    "steps": torch.tensor([3, 4]),
+    "none": torch.empty(0, 2),
+}
+
+
+def _shelf(tensors: Mapping[str, Tensor], folder: Path, *, size: int = 64) -> Shelf:
+    return Shelf(packed_pieces(tensors, size=size), folder=folder)
+
+
+@pytest.mark.parametrize("size", [1, 7, 1 << 20])
+def test_pieces_are_whole_safetensors_and_no_longer_than_asked(size: int) -> None:
+    pieces = list(packed_pieces(TENSORS, size=size))
+    assert all(len(piece) == size for piece in pieces[:-1])
+    assert len(pieces[-1]) <= size
+    assert tensors_digest(unpack(b"".join(pieces))) == tensors_digest(TENSORS)
+
+
+def test_a_type_that_has_no_code_is_told() -> None:
+    with pytest.raises(BadMessage, match="complex64"):
+        list(packed_pieces({"c": torch.zeros(1, dtype=torch.complex64)}, size=64))
+
+
+def test_what_lies_on_a_shelf_is_what_was_put_there_and_no_file_is_left(tmp_path: Path) -> None:
+    shelf = _shelf(TENSORS, tmp_path)
+    assert not list(tmp_path.iterdir())
+    assert set(shelf) == set(TENSORS)
+    assert tensors_digest(shelf) == tensors_digest(TENSORS)
+    assert shelf.piece("a.weight", 5, 9).tolist() == [5.0, 6.0, 7.0, 8.0]
+    assert shelf.piece("a.weight", 20, 99).tolist() == [20.0, 21.0, 22.0, 23.0]
+
+
+def test_a_shelf_gives_its_file_back(tmp_path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    shelf = _shelf(TENSORS, tmp_path)
+    assert len(os.listdir("/proc/self/fd")) == before + 1
+    del shelf
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("content", [b"", b"anna", pack(TENSORS)[:-1], pack(TENSORS) + b"x"])
+def test_what_is_no_safetensors_is_told(content: bytes, tmp_path: Path) -> None:
+    with pytest.raises(BadMessage, match="safetensors"):
+        Shelf(iter([content]), folder=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", sorted(STRATEGIES))
+def test_answers_on_disk_and_in_pieces_combine_as_whole_ones_in_memory(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start_identity(run_id=1)
+    draw = torch.Generator().manual_seed(1)
+    shapes = {"segmenter.a": (5, 7), "segmenter.b": (4,), "segmenter.c": ()}
+    many = [{k: torch.randn(s, generator=draw) for k, s in shapes.items()} for _ in SIZES]
+    current = {k: torch.randn(s, generator=draw) for k, s in shapes.items()}
+    whole = _answers(many)
+    shelved = [
+        Answer(update=replace(one.update, weights=_shelf(one.update.weights, tmp_path)))
+        for one in whole
+    ]
+    wanted, memory = Combiner(name).combine(current, whole, round=1, memory={})
+    wanted, memory = Combiner(name).combine(wanted, whole, round=2, memory=memory)
+    monkeypatch.setattr(strategies, "_PIECE", 3)
+    found, kept = Combiner(name).combine(current, shelved, round=1, memory={})
+    found, kept = Combiner(name).combine(found, shelved, round=2, memory=kept)
+    assert same_tensors(found, wanted)
+    assert same_tensors(kept, memory)
