@@ -38,7 +38,7 @@ def first_round(folder: Path) -> float | None:
         )
         try:
             while time.monotonic() - began < _PATIENCE and process.poll() is None:
-                if "pretrain: " in log.read_text(errors="replace"):
+                if "moments: " in log.read_text(errors="replace"):
                     return time.monotonic() - began
                 time.sleep(0.05)
             return None
