@@ -87,7 +87,8 @@ def depth_of(brain: NDArray[np.bool_]) -> NDArray[np.float32]:
     """
     padded = np.pad(brain, 1)  # the edge of the grid is outside too
     distance = ndimage.distance_transform_edt(padded)[1:-1, 1:-1, 1:-1]
-    return (distance * (VOXEL_MM / _DEEPEST_MM)).astype(np.float32)
+    depth: NDArray[np.float32] = (distance * (VOXEL_MM / _DEEPEST_MM)).astype(np.float32)
+    return depth
 
 
 def shares(network: nn.Module, seen: Tensor) -> Tensor:

@@ -108,7 +108,8 @@ def _frame(grid: Shape, affine: NDArray[np.float64], shape: Shape, new_mm: float
 
 def _first(grid: Shape, shape: Shape, step: NDArray[np.float64]) -> NDArray[np.float64]:
     """Where the first voxel of a grid of `shape` lies that shares its middle with `grid`."""
-    return (np.asarray(grid) - 1) / 2 - step * (np.asarray(shape) - 1) / 2
+    first: NDArray[np.float64] = (np.asarray(grid) - 1) / 2 - step * (np.asarray(shape) - 1) / 2
+    return first
 
 
 def _weights(old: int, new: int, start: float, step: float) -> NDArray[np.float32]:

@@ -64,7 +64,7 @@ def _draw(head: Head, crop: Sequence[int], rng: np.random.Generator) -> tuple[Fl
         image = paint(labels, _kept(rng, np.ones(len(CONTRASTS), dtype=bool)), rng)
         labels = _stripped(labels, rng)
     else:
-        kept = _kept(rng, head.image.any(axis=(1, 2, 3)))
+        kept = _kept(rng, np.asarray(head.image.any(axis=(1, 2, 3))))
         image = np.zeros((len(CONTRASTS), *crop), dtype=np.float32)
         for one in np.flatnonzero(kept):
             image[one] = ndimage.map_coordinates(head.image[one], places, order=1, mode="constant")
