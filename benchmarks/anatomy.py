@@ -195,13 +195,14 @@ def main() -> None:
     Console(width=120).print(_table(f"{len(measured)} people, T1 alone", results, ("people",)))
     Console(width=120).print(
         _table(
-            f"{len(drawn)} phantoms with a tumour, scanners not trained on", results, list(SUBSETS)
+            f"{len(drawn)} phantoms with a tumour, scanners not trained on", results, tuple(SUBSETS)
         )
     )
     write_json(given.out / "anatomy.json", {"steps": given.steps, "results": results})
     if given.picture:
-        shown = {name: label for name, label in labellers.items() if not name.startswith("pix")}
-        _draw([measured[0], measured[-1], drawn[0].seen_with((Contrast.T1,))], shown, given.picture)
+        pictured = [measured[0], measured[-1], drawn[0].seen_with((Contrast.T1,))]
+        plain = {name: label for name, label in labellers.items() if not name.startswith("pix")}
+        _draw(pictured, plain, given.picture)
 
 
 def _table(

@@ -90,6 +90,17 @@ def test_a_frame_and_its_way_back_keep_what_varies_slowly() -> None:
     np.testing.assert_allclose(back.resample(coarse)[inner], volume[inner], atol=0.02)
 
 
+def test_voxels_of_the_network_s_size_stay_what_they_were() -> None:
+    volume = np.random.default_rng(0).random((13, 10, 11)).astype(np.float32)
+    there, back = frames_between(
+        (13, 10, 11), np.diag([2.0, 2.0, 2.0, 1.0]), voxel_mm=2.0, multiple=8
+    )
+    coarse = there.resample(volume)
+    assert coarse.shape == (16, 16, 16)
+    np.testing.assert_allclose(coarse[1:14, 3:13, 2:13], volume, atol=1e-6)
+    np.testing.assert_allclose(back.resample(coarse), volume, atol=1e-6)
+
+
 def test_weights_of_other_sizes_are_refused(write: Write) -> None:
     path = write(settings=AnatomySettings(channels=(4, 8), detail=4))
     with pytest.raises(BadData, match="got other tensors, wanted those of its settings"):

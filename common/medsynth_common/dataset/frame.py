@@ -72,7 +72,10 @@ def fit_frame(grid: Shape, affine: NDArray[np.float64], shape: Shape) -> Frame:
     old_mm = np.linalg.norm(affine[:3, :3], axis=0)
     room = np.asarray(shape) - 2 * _MARGIN
     form = voxel_form(shape)
-    return _frame(grid, affine, shape, form * np.max(np.asarray(grid) * old_mm / (room * form)))
+    # Old voxels per new voxel.
+    step = form * np.max(np.asarray(grid) * old_mm / (room * form)) / old_mm
+    first = (np.asarray(grid) - 1) / 2 - step * (np.asarray(shape) - 1) / 2
+    return _frame(grid, affine, shape, step, first)
 
 
 def frames_between(
@@ -80,28 +83,32 @@ def frames_between(
 ) -> tuple[Frame, Frame]:
     """Return the frame that puts `grid` on cubic voxels of `voxel_mm`, and the one back.
 
-    The new grid has `grid` in its middle; its sides are the smallest multiples of `multiple`.
+    The new grid has `grid` about in its middle; its sides are the smallest multiples of `multiple`.
+    The two share an edge of a voxel, so that voxels that were of this size stay what they were:
+    half a voxel's shift would blur the thin fluid between gyri away.
     """
     old_mm = np.linalg.norm(affine[:3, :3], axis=0)
-    x, y, z = (
-        int(np.ceil(side * mm / voxel_mm / multiple)) * multiple
-        for side, mm in zip(grid, old_mm, strict=True)
-    )
-    there = _frame(grid, affine, (x, y, z), np.full(3, voxel_mm))
     step = voxel_mm / old_mm
-    starts = -_first(grid, (x, y, z), step) / step
+    filled = np.ceil(np.asarray(grid) / step - 1e-3)  # voxels that hold something
+    x, y, z = (int(side) for side in np.ceil(filled / multiple) * multiple)
+    beside = (np.array([x, y, z]) - filled) // 2  # empty voxels before them
+    first = (step - 1) / 2 - step * beside
+    there = _frame(grid, affine, (x, y, z), step, first)
     a, b, c = (
         _weights(coarse, fine, float(start), float(1 / width))
-        for coarse, fine, start, width in zip((x, y, z), grid, starts, step, strict=True)
+        for coarse, fine, start, width in zip((x, y, z), grid, -first / step, step, strict=True)
     )
     return there, Frame(weights=(a, b, c), affine=affine)
 
 
 def _frame(
-    grid: Shape, affine: NDArray[np.float64], shape: Shape, new_mm: NDArray[np.float64]
+    grid: Shape,
+    affine: NDArray[np.float64],
+    shape: Shape,
+    step: NDArray[np.float64],
+    first: NDArray[np.float64],
 ) -> Frame:
-    step = new_mm / np.linalg.norm(affine[:3, :3], axis=0)  # old voxels per new voxel
-    first = _first(grid, shape, step)
+    """Return the frame whose first voxel is at `first`, in old voxels, and each `step` further."""
     new_to_old = np.eye(4)
     new_to_old[:3, :3] = np.diag(step)
     new_to_old[:3, 3] = first
@@ -110,12 +117,6 @@ def _frame(
         for old, new, start, width in zip(grid, shape, first, step, strict=True)
     )
     return Frame(weights=(x, y, z), affine=affine @ new_to_old)
-
-
-def _first(grid: Shape, shape: Shape, step: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Where the first voxel of a grid of `shape` lies that shares its middle with `grid`."""
-    first: NDArray[np.float64] = (np.asarray(grid) - 1) / 2 - step * (np.asarray(shape) - 1) / 2
-    return first
 
 
 def voxel_form(shape: tuple[int, ...]) -> NDArray[np.float64]:

@@ -88,8 +88,8 @@ def shaded(image: Floats, rng: np.random.Generator) -> Floats:
     bias = np.exp(np.float32(rng.uniform(0, 0.6 * _BIAS)) * field)
     blurred = [ndimage.gaussian_filter(one, fwhm / _FWHM, truncate=2.5) * bias for one in image]
     noise = np.float32(rng.uniform(0, 0.03)) * rng.standard_normal(image.shape, dtype=np.float32)
-    changed: Floats = np.abs(np.stack(blurred) + noise * (image > 0))
-    return changed
+    worse: Floats = np.abs(np.stack(blurred) + noise * (image > 0))
+    return worse
 
 
 def smooth(shape: tuple[int, ...], spacing: float, rng: np.random.Generator) -> Floats:
