@@ -58,7 +58,6 @@ def table(sites: tuple[str, ...]) -> TableResult:
         held_out=dict.fromkeys(sites, PATIENTS),
         phantoms=True,
         epsilon=EPSILON,
-        voxel=3.75,
         cells=tuple(results_of(scores)),
         tests=tuple(comparisons_of(scores)),
         cpu_seconds=1600.0,

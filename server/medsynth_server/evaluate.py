@@ -130,7 +130,6 @@ class _Evaluation:
             held_out={site.name: len(site.held_out) for site in sites},
             phantoms=sites[0].source["kind"] == "phantom",
             epsilon={arm: _epsilon(statement, arm) for arm in statement.arms},
-            voxel=_voxel(work),
             cells=tuple(results_of(scores)),
             tests=tuple(comparisons_of(scores)),
             cpu_seconds=sum(one.cpu_seconds for one in scores),
@@ -198,8 +197,3 @@ def _epsilon(statement: PrivacyStatement, arm: Arm) -> float | None:
     spent = [site.epsilon for site in statement.arms[arm].sites.values()]
     known = [epsilon for epsilon in spent if epsilon is not None]
     return max(known) if len(known) == len(spent) else None
-
-
-def _voxel(work: Work) -> float:
-    sides = [one.voxel for patients in work.cache.held_out(work.sites).values() for one in patients]
-    return sum(sides) / len(sides)

@@ -7,14 +7,16 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 Mask = NDArray[np.bool_]
+#: Sides of a voxel, millimetres.
+Sides = tuple[float, float, float]
 
 #: What a region counts that one side has and the other has not: the value of the BraTS 2023
 #: evaluation (github.com/rachitsaluja/BraTS-2023-Metrics), about the diagonal of its grid.
 PENALTY_MM: Final = 374.0
 
 
-def hd95(found: Mask, there: Mask, *, voxel: float) -> float:
-    """Measure the distance between two masks (x, y, z) of cubic voxels.
+def hd95(found: Mask, there: Mask, *, voxel: Sides) -> float:
+    """Measure the distance between two masks (x, y, z).
 
     From every surface voxel of one to the nearest of the other, the 95th percentile; the larger
     of the two directions, as MONAI has it. 0 when both are empty, `PENALTY_MM` when one is.
@@ -22,7 +24,7 @@ def hd95(found: Mask, there: Mask, *, voxel: float) -> float:
     Args:
         found: what a segmenter found.
         there: the truth.
-        voxel: side of a voxel, millimetres.
+        voxel: sides of a voxel, millimetres.
 
     """
     if not found.any() or not there.any():
@@ -32,7 +34,7 @@ def hd95(found: Mask, there: Mask, *, voxel: float) -> float:
     return max(_directed(one, other, voxel), _directed(other, one, voxel))
 
 
-def _directed(start: Mask, end: Mask, voxel: float) -> float:
+def _directed(start: Mask, end: Mask, voxel: Sides) -> float:
     distances = ndimage.distance_transform_edt(~end, sampling=voxel)[start]
     return float(np.percentile(distances, 95))
 

@@ -5,16 +5,18 @@ those whose dilations meet being one; a found component belongs to every lesion 
 touches. Lesions that were missed and components that belong to none count 0 and `PENALTY_MM`.
 True lesions of at most 50 mm^3 are left out.
 
-There voxels are of 1 mm and the dilation is three of them; here it is 3 mm, and at least a voxel.
+There voxels are of 1 mm and the dilation is three of them; here it is as many as 3 mm are, by the
+mean side of a voxel, and at least one.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from scipy import ndimage
 
-from medsynth_common.scoring.hausdorff import PENALTY_MM, Mask, hd95
+from medsynth_common.scoring.hausdorff import PENALTY_MM, Mask, Sides, hd95
 
 _DILATION_MM: Final = 3.0
 _SMALLEST_MM3: Final = 50.0
@@ -42,8 +44,8 @@ class LesionScores:
     false: int
 
 
-def score_lesions(found: Mask, there: Mask, *, voxel: float) -> LesionScores:
-    """Compare two masks (x, y, z) of cubic voxels with sides of `voxel` millimetres."""
+def score_lesions(found: Mask, there: Mask, *, voxel: Sides) -> LesionScores:
+    """Compare two masks (x, y, z) of voxels with sides `voxel`, millimetres."""
     components, count = ndimage.label(found, structure=_NEIGHBOURS)
     touched: set[int] = set()
     dice: list[float] = []
@@ -53,7 +55,7 @@ def score_lesions(found: Mask, there: Mask, *, voxel: float) -> LesionScores:
         near = np.unique(components[_dilated(lesion, voxel)])
         mine = near[near > 0]
         touched.update(mine.tolist())
-        if lesion.sum() * voxel**3 <= _SMALLEST_MM3:
+        if lesion.sum() * math.prod(voxel) <= _SMALLEST_MM3:
             continue
         part = np.isin(components, mine) if mine.size else np.zeros_like(lesion)
         missed += not mine.size
@@ -70,13 +72,13 @@ def score_lesions(found: Mask, there: Mask, *, voxel: float) -> LesionScores:
     )
 
 
-def _lesions(there: Mask, voxel: float) -> list[Mask]:
+def _lesions(there: Mask, voxel: Sides) -> list[Mask]:
     """Split the truth; components whose dilations meet are one lesion."""
     grown, count = ndimage.label(_dilated(there, voxel), structure=_NEIGHBOURS)
     return [there & (grown == number) for number in range(1, int(count) + 1)]
 
 
-def _dilated(mask: Mask, voxel: float) -> Mask:
-    steps = max(1, round(_DILATION_MM / voxel))
+def _dilated(mask: Mask, voxel: Sides) -> Mask:
+    steps = max(1, round(_DILATION_MM / math.prod(voxel) ** (1 / 3)))
     dilated: Mask = ndimage.binary_dilation(mask, structure=_DILATION, iterations=steps)
     return dilated

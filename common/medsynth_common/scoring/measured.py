@@ -11,6 +11,7 @@ from medsynth_common.dataset import DataConfig, PatientFiles, prepare
 from medsynth_common.dataset.source import PhantomSource, Source, files_of
 from medsynth_common.learning.volumes import Volume
 from medsynth_common.phantom import Scanner, make_phantom
+from medsynth_common.scoring.hausdorff import Sides
 from medsynth_common.set_layout import phantom_affine
 
 
@@ -20,12 +21,12 @@ class Measured:
 
     Attributes:
         volume: image and labels.
-        voxel: side of its cubic voxels, millimetres.
+        voxel: its sides, millimetres.
 
     """
 
     volume: Volume
-    voxel: float
+    voxel: Sides
 
     @classmethod
     def phantom(cls, seed: int, grid: Sequence[int], scanner: Scanner) -> "Measured":
@@ -59,4 +60,5 @@ def _measured(
     image: NDArray[np.float32], labels: NDArray[np.uint8], affine: NDArray[np.float64]
 ) -> Measured:
     volume = Volume(image=torch.from_numpy(image), labels=torch.from_numpy(labels))
-    return Measured(volume=volume, voxel=float(abs(np.linalg.det(affine[:3, :3])) ** (1 / 3)))
+    x, y, z = np.linalg.norm(affine[:3, :3], axis=0).tolist()
+    return Measured(volume=volume, voxel=(x, y, z))

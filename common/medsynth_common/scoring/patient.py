@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from medsynth_common.labels import REGION_TISSUES, SEGMENTER_CLASSES, Region, segmenter_target
 from medsynth_common.learning.dice import region_dice, segment
 from medsynth_common.learning.volumes import Volume
-from medsynth_common.scoring.hausdorff import hd95
+from medsynth_common.scoring.hausdorff import Sides, hd95
 from medsynth_common.scoring.lesionwise import score_lesions
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -47,13 +47,13 @@ class RegionScores(BaseModel):
 PatientScores = Mapping[Region, RegionScores]
 
 
-def score_patient(predicted: Tensor, target: Tensor, *, voxel: float) -> PatientScores:
+def score_patient(predicted: Tensor, target: Tensor, *, voxel: Sides) -> PatientScores:
     """Compare channel numbers (x, y, z) of a segmenter with the truth.
 
     Args:
         predicted: what was found.
         target: the truth.
-        voxel: side of the cubic voxels, millimetres.
+        voxel: sides of a voxel, millimetres.
 
     """
     dice = region_dice(predicted, target)
@@ -79,7 +79,7 @@ def score_volume(
     segmenter: nn.Module,
     volume: Volume,
     *,
-    voxel: float,
+    voxel: Sides,
     crop: tuple[int, ...],
     spatial_dims: int,
     device: torch.device,

@@ -16,6 +16,7 @@ import torch
 from medsynth_common.durable import write_bytes
 from medsynth_common.learning.volumes import Volume
 from medsynth_common.phantom import draw_labels
+from medsynth_common.scoring.hausdorff import Sides
 from medsynth_common.scoring.measured import Measured
 from medsynth_server.config import RunConfig
 from medsynth_server.model import Model
@@ -55,7 +56,7 @@ class Cache:
         """Paint one volume, unless it is there."""
         path = self._synthetic(arm, number)
         if not path.exists():
-            _write(path, painting.volume(number), voxel=0.0)
+            _write(path, painting.volume(number), voxel=(0.0, 0.0, 0.0))
 
     def _held_out(self, site: SimulatedSite, number: int) -> Path:
         return self.path / "held-out" / site.name / f"{number}.safetensors"
@@ -86,9 +87,9 @@ class Painting:
         return self._sites[number % len(self._sites)]
 
 
-def _write(path: Path, volume: Volume, *, voxel: float) -> None:
+def _write(path: Path, volume: Volume, *, voxel: Sides) -> None:
     tensors = {"image": volume.image.contiguous(), "labels": volume.labels.contiguous()}
-    content = safetensors.torch.save(tensors | {"voxel": torch.tensor(voxel)})
+    content = safetensors.torch.save(tensors | {"voxel": torch.tensor(voxel, dtype=torch.float64)})
     write_bytes(path, content)
 
 
@@ -100,4 +101,5 @@ def _volume(path: Path) -> Volume:
 def _patient(path: Path) -> Measured:
     tensors = safetensors.torch.load_file(path)
     volume = Volume(image=tensors["image"], labels=tensors["labels"])
-    return Measured(volume=volume, voxel=float(tensors["voxel"]))
+    x, y, z = tensors["voxel"].tolist()
+    return Measured(volume=volume, voxel=(x, y, z))

@@ -114,7 +114,6 @@ class TableResult(_Frozen):
         held_out: patients that everything was measured on, by site.
         phantoms: whether the patients are phantoms.
         epsilon: of each generator; null where it was trained without privacy.
-        voxel: side of a voxel, millimetres, mean over patients.
         cells: in the table's order.
         tests: against `real`.
         cpu_seconds: of all trainings and their measurement.
@@ -129,7 +128,6 @@ class TableResult(_Frozen):
     held_out: Mapping[str, Count]
     phantoms: bool
     epsilon: Mapping[Arm, float | None]
-    voxel: Number
     cells: tuple[CellResult, ...]
     tests: tuple[PairedTest, ...]
     cpu_seconds: Number
