@@ -1,5 +1,6 @@
 """A table and fidelity figures that nobody measured, for pages to show."""
 
+from functools import cache
 from pathlib import Path
 
 from medsynth_common.labels import CONTRASTS, Region, Tissue
@@ -30,6 +31,7 @@ def write_evaluation(folder: Path, sites: tuple[str, ...]) -> None:
     fidelity(sites).write(folder)
 
 
+@cache
 def table(sites: tuple[str, ...]) -> TableResult:
     """A whole table of one network and two seeds."""
     scores = [
@@ -80,6 +82,7 @@ def _scores(dice: float) -> RegionScores:
     )
 
 
+@cache
 def fidelity(sites: tuple[str, ...]) -> FidelityResult:
     """Two generators, one nearer than the other, and the control."""
     return FidelityResult(
