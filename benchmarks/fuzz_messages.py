@@ -63,6 +63,7 @@ from medsynth_common.wire.parts import (
 )
 from medsynth_common.wire.records import plan_to_records, update_to_records
 from medsynth_common.wire.site_pb2 import PlanPart, UpdatePart
+from medsynth_server.engines.by_messages import update_in
 from medsynth_server.federation import _checked
 from medsynth_server.flower import reply, start_identity, train_message
 
@@ -249,7 +250,9 @@ class Life:
         try:
             got = update_from_parts(parts)
             if isinstance(got, SiteUpdate):
-                got = _checked(reply(update_to_records(got), self._question(plan)), plan)
+                got = update_in(reply(update_to_records(got), self._question(plan)))
+            if isinstance(got, SiteUpdate):
+                got = _checked(got, plan)
         except errors.BadMessage:
             got = errors.BadMessage.__name__
         except Exception as error:

@@ -56,7 +56,9 @@ class Trainer:
         names = [SiteFile.load(folder / "site.toml").name for folder in folders]
         self._folders = dict(zip(names, folders, strict=True))
         if len(self._folders) < len(folders):
-            raise BadConfig(Problem(name="sites", value=str(sorted(names)), wanted="each once"))
+            raise BadConfig(
+                Problem(name="sites", value=str(sorted(names)), wanted="each name once")
+            )
         self._device = device
         held = {} if shared else self._folders
         self._held = {name: Site(folder, device=device) for name, folder in held.items()}

@@ -191,6 +191,7 @@ def test_cells_are_compared_with_real_patients_pair_by_pair() -> None:
         assert one.p_holm == pytest.approx(3 / 16)
 
 
+@pytest.mark.slow
 def test_one_command_from_settings_to_the_table_and_again_for_nothing(tmp_path: Path) -> None:
     """Simulate, paint, train, measure, compare; a second call trains only what is new."""
     extra = "\n[table]\nseeds = 1\nsteps = 2\nsynthetic = 8\n"
