@@ -9,11 +9,10 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
+import safetensors.torch
 import torch
 from google.protobuf.message import DecodeError
 from torch import Tensor
-
-from medsynth_common.tensors import pack
 
 #: Values that no field is made for, written as JSON; some are no JSON at all.
 ODD_VALUES: Final = (
@@ -169,8 +168,8 @@ def spoil(
         elif level == "tensor":
             tensors = odd_tensors(tensors, draw) if tensors else tensors
         elif level == "bytes":
-            content = odd_bytes(pack(tensors) if content is None else content, draw)
-    packed = pack(tensors) if content is None else content
+            content = odd_bytes(_packed(tensors) if content is None else content, draw)
+    packed = _packed(tensors) if content is None else content
     parts: list[Any] | None = [part(header=header), part(chunk=packed)]
     if level == "order":
         parts = odd_order(parts or [], part, draw)
@@ -185,3 +184,13 @@ def _again(change: Callable[[bytes, Draw], bytes], header: bytes, draw: Draw) ->
         return change(header, draw)
     except (ValueError, RecursionError, IndexError):
         return header
+
+
+def _packed(tensors: Mapping[str, Tensor]) -> bytes:
+    """Pack as a peer may, types among them that ours never sends."""
+    alone = {
+        name: tensor.clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+    packed: bytes = safetensors.torch.save(alone)
+    return packed

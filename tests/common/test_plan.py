@@ -45,7 +45,7 @@ def test_the_digest_changes_with_every_field() -> None:
 
 
 def test_the_digest_changes_with_every_setting_and_mechanism_field() -> None:
-    settings = {
+    settings: dict[str, Any] = {
         name: value * 2 if isinstance(value, int | float) and value else 1.0
         for name, value in adversarial(generator_steps=1).model_dump().items()
         if name not in ("stage", "critic", "game", "lesion_patch")
