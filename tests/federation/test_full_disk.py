@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,13 +21,15 @@ def _mount(*arguments: str) -> bool:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    disk = tmp_path / "disk"
-    disk.mkdir()
+def small_disk() -> Iterator[Path]:
+    # Not among pytest's own folders: one left mounted by a killed run would end the next in error.
+    disk = Path(tempfile.mkdtemp(prefix="medsynth-disk-"))
     if os.geteuid() or not _mount("-t", "tmpfs", "-o", f"size={SIZES[0]}", "tmpfs", str(disk)):
+        disk.rmdir()
         pytest.skip("a small disk can be mounted by root only")
     yield disk
     subprocess.run(["umount", "--lazy", str(disk)], check=True)
+    disk.rmdir()
 
 
 @pytest.mark.slow
