@@ -48,6 +48,17 @@ PATIENTS: Final = 200
 DELTA: Final = 1e-5
 _DIGEST: Final = "c" * 64
 _PROJECT_ROUNDS: Final = 500
+_ALL: Final = "all, in a new process"
+_WORK: Final = """
+import sys, time
+from pathlib import Path
+from medsynth_client.verification import verify_site
+import dp_accounting.pld
+start = time.perf_counter()
+found = verify_site(Path(sys.argv[1]))
+print(time.perf_counter() - start)
+sys.exit(not found.sound)
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +199,18 @@ def _timed(work: Callable[[], object]) -> float:
     return statistics.median(seconds)
 
 
+def _in_a_new_process(folder: Path) -> float:
+    """Median seconds by the clock of all the work, each time in a process that holds nothing else.
+
+    In one process the records of the other rows keep Python's garbage collector busy.
+    """
+    command = (sys.executable, "-c", _WORK, str(folder))
+    return statistics.median(
+        float(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+        for _ in range(ROUNDS)
+    )
+
+
 def _command(folder: Path) -> None:
     command = (sys.executable, "-m", "medsynth_client", "privacy", "verify", str(folder))
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -210,7 +233,7 @@ def main() -> bool:
             "epsilon by PRV": _timed(worst),
             "epsilon by PLD": _timed(partial(pld_epsilon, history, DELTA)),
             "all but reading": _timed(partial(verify_record, record)),
-            "all": _timed(partial(verify_site, folder)),
+            _ALL: _in_a_new_process(folder),
             "the command, with Python's start and imports": _timed(partial(_command, folder)),
         }
     plain = seconds["plain read of both files"]
@@ -218,10 +241,10 @@ def main() -> bool:
         "verify",
         title=f"Verifying a site's record of {RELEASES} releases",
         about="CPU seconds of `medsynth-client privacy verify` and its parts, beside reading the "
-        f"files; medians of {ROUNDS}.",
+        f"files; all of it in seconds by the clock, as a person waits; medians of {ROUNDS}.",
         rows=[
             {"what": what, "seconds": taken, "plain reads": taken / plain}
             for what, taken in seconds.items()
         ],
-        goals=[Goal(what="all, Python's start left out", figure=seconds["all"], bar=BAR, unit="s")],
+        goals=[Goal(what="all, Python's start left out", figure=seconds[_ALL], bar=BAR, unit="s")],
     )

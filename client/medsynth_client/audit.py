@@ -31,6 +31,8 @@ from medsynth_common.durable import append_line
 from medsynth_common.errors import BadRecord, Problem, StorageFailed
 
 _LOCK_SECONDS: Final = 30.0
+#: What stands before the event in a line; its digits differ.
+_BEFORE_EVENT: Final = f'{{"digest":"{START.digest}","event":'
 
 Text = Annotated[str, Field(max_length=200)]
 
@@ -125,10 +127,8 @@ class AuditLog:
 
     def read(self) -> list[AuditEvent]:
         """Give all events, oldest first; they are read anew, since a log grows without end."""
-        events: list[AuditEvent] = []
         with self._held():
-            _Lines(self.path, events.append).catch_up()
-        return events
+            return _read(self.path)[0]
 
     @property
     def torn(self) -> bool:
@@ -149,6 +149,22 @@ class AuditLog:
             if head != self._lines.last:
                 hash_chain.write_head(self.path, self._lines.last)
             yield self._lines
+
+
+def read_log(path: Path) -> tuple[list[AuditEvent], bool]:
+    """Give a log's events, oldest first, and whether a crash left a last line half written.
+
+    Every line is read and checked once, and nothing is written. Raises as `AuditLog` does.
+    """
+    with hash_chain.exclusive(path, timeout=_LOCK_SECONDS):
+        return _read(path)
+
+
+def _read(path: Path) -> tuple[list[AuditEvent], bool]:
+    events: list[AuditEvent] = []
+    lines = _Lines(path, events.append)
+    lines.catch_up()
+    return events, lines.torn is not None
 
 
 def verify(path: Path) -> list[Problem]:
@@ -198,8 +214,9 @@ class _Lines:
             written = _Line.model_validate_json(line)
         except ValidationError as error:
             raise self._bad(number, "a line that does not read", "an event") from error
-        event = written.event
-        if line.decode() != _line(self.last, event):
+        event, text = written.event, line.decode()
+        # The event is hashed as it stands, rather than as it would be written anew.
+        if text != _sealed(self.last, text[len(_BEFORE_EVENT) : -len(_after_event(number))]):
             wanted = "the line written there: number and digest follow from the lines before"
             raise self._bad(number, f"an edited, removed, moved or added {event.outcome}", wanted)
         if self.latest is not None and event.when + CLOCK_SLACK < self.latest:
@@ -238,10 +255,17 @@ class _Lines:
 
 def _line(head: Head, event: AuditEvent) -> str:
     """Write the line that follows `head`."""
-    content = canonical(event.model_dump(mode="json"))
+    return _sealed(head, canonical(event.model_dump(mode="json")))
+
+
+def _sealed(head: Head, content: str) -> str:
+    """Close an event's canonical text into the line that follows `head`, canonical as well."""
     after = extend(head, content)
-    # As `canonical` would write it: the keys stand in order.
-    return f'{{"digest":"{after.digest}","event":{content},"number":{after.count}}}'
+    return f'{{"digest":"{after.digest}","event":{content}{_after_event(after.count)}'
+
+
+def _after_event(number: int) -> str:
+    return f',"number":{number}}}'
 
 
 @contextmanager

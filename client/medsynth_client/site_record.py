@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medsynth_client import hash_chain
-from medsynth_client.audit import AuditEvent, AuditLog
+from medsynth_client.audit import AuditEvent, read_log
 from medsynth_client.holding_out import patients_of
 from medsynth_client.ledger_file import LedgerFile, guard_problems
 from medsynth_client.ledger_record import LedgerRecord
@@ -105,5 +105,4 @@ def _audited(folder: Path) -> tuple[list[AuditEvent], bool]:
     path = folder / "audit.jsonl"
     if not path.exists() and hash_chain.read_head(path) == hash_chain.START:
         return [], False
-    log = AuditLog(path)
-    return log.read(), log.torn
+    return read_log(path)

@@ -159,6 +159,24 @@ def test_a_distribution_that_lost_probability_is_not_believed(
     assert epsilon(releases(history), 1e-3) > good
 
 
+@pytest.mark.parametrize("steps", [1, 500])
+@pytest.mark.parametrize(
+    ("noise", "rate"),
+    [(0.5, 0.001), (1.0, 0.05), (6.0, 0.05), (6.0, 0.999), (6.0, 1.0), (150.0, 0.3)],
+)
+def test_the_part_of_the_grid_left_out_holds_nothing(steps: int, noise: float, rate: float) -> None:
+    accountant = bounds._FastPRVAccountant()
+    accountant.history = [(noise, rate, steps)]
+    with bounds._quiet_numerics():
+        domain = accountant._get_domain([], [steps], bounds.ERROR, 1e-8)
+        step = bounds.PoissonSubsampledGaussianPRV(rate, noise)
+        prv = bounds.TruncatedPrivacyRandomVariable(step, domain.t_min, domain.t_max)
+        part, shift = bounds._discrete(prv, domain, bounds._support(noise, rate))
+        everywhere, its_shift = bounds._discrete(prv, domain, (-math.inf, math.inf))
+    np.testing.assert_array_equal(part, everywhere)
+    assert shift == pytest.approx(its_shift, abs=1e-12)
+
+
 def test_a_guarantee_names_all_that_it_means() -> None:
     used = Gaussian(name="critic", clip=1.0, noise_multiplier=4.0, sampling_rate=0.25, steps=100)
     off = Unprotected(name="segmenter", sampling_rate=0.25, steps=10)

@@ -191,7 +191,7 @@ class _FastPRVAccountant(PRVAccountant):  # type: ignore[misc]  # opacus ships n
             prv = TruncatedPrivacyRandomVariable(
                 PoissonSubsampledGaussianPRV(rate, noise), domain.t_min, domain.t_max
             )
-            pmf, its_shift = _discrete(prv, domain)
+            pmf, its_shift = _discrete(prv, domain, _support(noise, rate))
             spectrum = spectrum * _power(rfft(pmf), steps)
             total, shift = total + steps, shift + steps * its_shift
         # Index i stands for t_min + i dt, and t_min was added once too often for each step more.
@@ -232,14 +232,30 @@ def _power(values: NDArray[np.complex128], exponent: int) -> NDArray[np.complex1
     return power
 
 
+def _support(noise: float, rate: float) -> tuple[float, float]:
+    """Losses of one step below which the distribution is 0, and above which it rounds to 1.
+
+    Of many small steps' grid it is a small part. Above, both of its complementary error
+    functions are those of 6 and more, together less than half of the last bit of 1.
+    """
+    ratio = (12 * math.sqrt(2) * noise + 1) / (2 * noise**2)
+    highest = math.log1p(rate * math.expm1(ratio)) if ratio < 700 else math.inf
+    return (math.log1p(-rate) if rate < 1 else -math.inf), highest
+
+
 def _discrete(
-    prv: TruncatedPrivacyRandomVariable, domain: Domain
+    prv: TruncatedPrivacyRandomVariable, domain: Domain, support: tuple[float, float]
 ) -> tuple[NDArray[np.float64], float]:
     """Give the probability of each cell of the grid, and the shift that keeps the mean."""
     points = domain.ts
     edges = np.append(points - domain.dt / 2, points[-1] + domain.dt / 2)
-    pmf = np.diff(prv.cdf(edges))
-    shift = float(prv.mean() - np.dot(points, pmf))
+    start, end = np.searchsorted(edges, support)
+    below = np.zeros_like(edges)
+    below[start:end] = prv.cdf(edges[start:end])
+    below[end:] = 1.0
+    pmf = np.diff(below)
+    there = slice(max(start - 1, 0), end)  # every cell that is not 0
+    shift = float(prv.mean() - np.dot(points[there], pmf[there]))
     if not abs(shift) < domain.dt / 2:
         raise RuntimeError("the grid's mean differs from the continuous one by half a cell")
     return pmf, shift
