@@ -119,8 +119,17 @@ def sites_remove(
 
 
 @commands.command("run")
-def run_command(folder: Federation, format: Format = "text") -> None:
+def run_command(
+    folder: Federation,
+    format: Format = "text",
+    log_format: Annotated[
+        Literal["text", "json"],
+        typer.Option(help="How log lines are written; json ones go to standard error too."),
+    ] = "text",
+) -> None:
     """Run a federation with real hospitals, or go on with it.
+
+    What happens stands in the folder's logs/coordinator.log, which rotates.
 
     Example: medsynth-server run brain-study
     """
@@ -130,7 +139,7 @@ def run_command(folder: Federation, format: Format = "text") -> None:
     from medsynth_server.summary import summarise
 
     try:
-        report = run_federation(folder)
+        report = run_federation(folder, log_format=log_format)
     except Stopped as stopped:  # as was asked: no failure
         typer.echo(f"{stopped}; the same command goes on", err=True)
         return

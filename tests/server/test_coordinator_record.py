@@ -1,14 +1,18 @@
 """What a real federation's coordinator writes down: its status, and what sites told of privacy."""
 
 import json
+import logging
 from io import StringIO
 from pathlib import Path
 
 import pytest
 
+from medsynth_common import logs
 from medsynth_common.errors import BadRecord
+from medsynth_common.logs import LogFormat, log_to
 from medsynth_common.plan import Stage
 from medsynth_server.coordinator.folder import FederationFolder
+from medsynth_server.coordinator.logged import LoggedProgress
 from medsynth_server.coordinator.status import StatusBoard, read_status, status_text
 from medsynth_server.coordinator.told_privacy import state_told_privacy
 from medsynth_server.progress import LineProgress
@@ -100,6 +104,46 @@ def test_the_board_keeps_what_the_progress_is_told_and_status_reads_it(tmp_path:
     told = read_status(folder)
     assert (told["running"], told["phase"]) == (False, "finished")
     assert "segment 2/3" in shown.getvalue()  # and it was passed on
+
+
+@pytest.mark.parametrize("format", ["text", "json"])
+def test_what_happens_is_logged_in_a_file_that_rotates(
+    tmp_path: Path, format: LogFormat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "_BYTES", 2000)
+    stop = log_to(tmp_path, "coordinator", package="medsynth_server", format=format, echo=False)
+    board = StatusBoard(tmp_path / "status.json", LoggedProgress(), federation="f", quorum=2)
+    with board:
+        board.stage("segment", 30)
+        for n in range(1, 31):
+            board.round_started(n)
+            board.site_asked("a", size=70)
+            board.site_done("a", seconds=1.25, epsilon=None, cap=None, error="TimedOut")
+            board.site_done("b", seconds=1.0, epsilon=1.234, cap=8.0, error=None, size=50)
+            board.round_done(n, {"dice": 0.5})
+        board.note("asking again")
+        board.finished()
+    with pytest.raises(ValueError, match="what went wrong"), board:
+        raise ValueError("what went wrong")
+    stop()
+    assert not logging.getLogger("medsynth_server").handlers
+    files = sorted((tmp_path / "logs").iterdir())
+    assert [file.name for file in files][:2] == ["coordinator.log", "coordinator.log.1"]
+    assert len(files) == 6  # the oldest lines are gone
+    assert (tmp_path / "logs").stat().st_mode & 0o777 == 0o700
+    lines = "".join(file.read_text() for file in reversed(files)).splitlines()
+    assert "what went wrong" not in "".join(lines)
+    if format == "text":
+        assert any("WARNING coordinator: a: TimedOut" in line for line in lines)
+        assert lines[-3].endswith("INFO coordinator: asking again")
+        return
+    events = [json.loads(line) for line in lines]
+    failed, answered = events[-6], events[-5]
+    assert (failed["level"], failed["site"], failed["error"]) == ("warning", "a", "TimedOut")
+    assert (answered["stage"], answered["round"], answered["seconds"]) == ("segment", 30, 1.0)
+    assert (answered["bytes"], answered["epsilon"], answered["cap"]) == (50, 1.234, 8.0)
+    assert events[-4]["message"] == "round 30 combined, dice 0.5"
+    assert [event["message"] for event in events[-2:]] == ["finished", "stopped by ValueError"]
 
 
 def test_a_coordinator_that_died_is_told_as_stopped(tmp_path: Path) -> None:

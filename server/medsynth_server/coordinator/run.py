@@ -10,8 +10,8 @@
 Killed at any moment, the same command goes on from the last finished round.
 """
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,18 +20,20 @@ from typing import Final
 import torch
 
 from medsynth_common.identity import SigningKey
+from medsynth_common.logs import LogFormat, log_to
 from medsynth_common.synthetic_set import add_to_dataset
 from medsynth_server.arm import ArmTraining, choose_device
 from medsynth_server.budget import accounting, check_budget
 from medsynth_server.coordinator.enrolment import Enrolment
 from medsynth_server.coordinator.folder import FederationFolder, Settings
+from medsynth_server.coordinator.logged import LoggedProgress
 from medsynth_server.coordinator.opening import Attendance, Premises, opened
 from medsynth_server.coordinator.pki import check_server, split_address
 from medsynth_server.coordinator.renewal import ends_soon
 from medsynth_server.coordinator.status import StatusBoard
 from medsynth_server.coordinator.told_privacy import state_told_privacy
 from medsynth_server.engines.flower import FlowerGrid
-from medsynth_server.progress import make_progress
+from medsynth_server.progress import Progress, make_progress
 from medsynth_server.public_training import train_publicly
 from medsynth_server.record import Arm, RunLog
 from medsynth_server.report import build_report
@@ -39,8 +41,11 @@ from medsynth_server.results import write_results
 from medsynth_server.run_folder import RunFolder, open_run
 
 
-def run_federation(path: Path) -> Path:
+def run_federation(path: Path, *, log_format: LogFormat = "text") -> Path:
     """Run, or go on with, the federation in a folder; gives the report.
+
+    What happens is logged in the folder's `logs/coordinator.log`; with `log_format="json"` its
+    lines go to standard error too, in place of the progress that a person looks at.
 
     Raises:
         BadConfig: settings, keys, certificate or cards cannot be used.
@@ -52,13 +57,28 @@ def run_federation(path: Path) -> Path:
     """
     folder = FederationFolder(path)
     settings = folder.load()
-    with folder.serving():
+    with ExitStack() as ending:
+        ending.enter_context(folder.serving())
         # What asked an earlier process to stop has had its way.
         folder.stop.unlink(missing_ok=True)
         _check(folder, settings)
-        with open_run(folder.run, settings.run) as (run, seed):
-            _Running(folder=folder, settings=settings, run=run, seed=seed).work()
-            return build_report(run.path)
+        to_stderr = log_format == "json"
+        ending.callback(
+            log_to(
+                path,
+                "coordinator",
+                package="medsynth_server",
+                format=log_format,
+                echo=to_stderr,
+            )
+        )
+        watching: list[Progress] = [LoggedProgress()]
+        if not to_stderr:
+            watching.append(make_progress(accounting=accounting(settings.run)))
+        run, seed = ending.enter_context(open_run(folder.run, settings.run))
+        running = _Running(folder=folder, settings=settings, run=run, seed=seed, watching=watching)
+        running.work()
+        return build_report(run.path)
 
 
 def ask_to_stop(folder: FederationFolder) -> bool:
@@ -75,6 +95,7 @@ class _Running:
     settings: Settings
     run: RunFolder
     seed: int
+    watching: Sequence[Progress]
 
     def work(self) -> None:
         """Do what is not done yet."""
@@ -84,7 +105,7 @@ class _Running:
         stopping: Callable[[], bool] = self.folder.stop.exists
         board = StatusBoard(
             self.folder.status,
-            make_progress(accounting=accounting(config)),
+            *self.watching,
             federation=coordinator.name,
             quorum=coordinator.quorum,
         )

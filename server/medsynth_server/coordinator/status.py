@@ -5,6 +5,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -30,10 +31,11 @@ _BLANK: Final[Mapping[str, Any]] = {
 
 
 class StatusBoard:
-    """A run's progress, passed on to whoever watches and kept in a file."""
+    """A run's progress, passed on to all who watch and kept in a file."""
 
-    def __init__(self, path: Path, inner: Progress, *, federation: str, quorum: int) -> None:
-        self._path, self._inner = path, inner
+    def __init__(self, path: Path, *watching: Progress, federation: str, quorum: int) -> None:
+        self._path, self._watching = path, watching
+        self._watched = ExitStack()
         # Written by the run, and by the pulse that looks at who is in touch.
         self._lock = threading.RLock()
         self._sites: dict[str, dict[str, Any]] = {}
@@ -49,7 +51,8 @@ class StatusBoard:
         }
 
     def __enter__(self) -> Self:
-        self._inner.__enter__()
+        for one in self._watching:
+            self._watched.enter_context(one)
         self.set(phase="starting")
         return self
 
@@ -61,7 +64,7 @@ class StatusBoard:
     ) -> None:
         if kind is not None:
             self.set(phase="stopped", note=kind.__name__)
-        self._inner.__exit__(kind, error, trace)
+        self._watched.__exit__(kind, error, trace)
 
     def set(self, **changes: Any) -> None:
         """Change some fields and write the file."""
@@ -88,12 +91,14 @@ class StatusBoard:
     def stage(self, name: str, rounds: int) -> None:
         """Begin a stage."""
         self.set(phase="training", stage=name, round=0, rounds=rounds)
-        self._inner.stage(name, rounds)
+        for one in self._watching:
+            one.stage(name, rounds)
 
     def round_started(self, n: int) -> None:
         """Begin a round."""
         self.set(round=n)
-        self._inner.round_started(n)
+        for one in self._watching:
+            one.round_started(n)
 
     def site_asked(self, site: str, *, size: int) -> None:
         """Note that a site has work."""
@@ -102,7 +107,8 @@ class StatusBoard:
             row["phase"] = "asked"
             row["bytes_down"] += size
             self.set()
-        self._inner.site_asked(site, size=size)
+        for one in self._watching:
+            one.site_asked(site, size=size)
 
     def site_done(
         self,
@@ -122,9 +128,8 @@ class StatusBoard:
             if error is None:
                 row |= {"epsilon": epsilon, "cap": cap, "answered": time.time()}
             self.set()
-        self._inner.site_done(
-            site, seconds=seconds, epsilon=epsilon, cap=cap, error=error, size=size
-        )
+        for one in self._watching:
+            one.site_done(site, seconds=seconds, epsilon=epsilon, cap=cap, error=error, size=size)
 
     def _row(self, site: str) -> dict[str, Any]:
         return self._sites.setdefault(site, {**_BLANK, "online": True, "seen": None})
@@ -132,17 +137,20 @@ class StatusBoard:
     def round_done(self, n: int, losses: Mapping[str, float]) -> None:
         """End a round."""
         self.set(round=n)
-        self._inner.round_done(n, losses)
+        for one in self._watching:
+            one.round_done(n, losses)
 
     def note(self, text: str) -> None:
         """Say something."""
         self.set(note=text)
-        self._inner.note(text)
+        for one in self._watching:
+            one.note(text)
 
     def finished(self) -> None:
         """End the run."""
         self.set(phase="finished", note="")
-        self._inner.finished()
+        for one in self._watching:
+            one.finished()
 
 
 def read_status(folder: FederationFolder) -> dict[str, Any]:
