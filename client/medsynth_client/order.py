@@ -1,6 +1,6 @@
 """What a stage's work takes and gives back."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +25,7 @@ class Order:
         state: what this site kept from earlier rounds (its critic, its optimizers).
         randomness: where noise and the choice of patients come from.
         device: where to train.
+        tell_step: hears which step of how many is next, and for what; the site's eyes alone.
 
     """
 
@@ -35,6 +36,13 @@ class Order:
     state: Mapping[str, Tensor]
     randomness: Randomness
     device: torch.device
+    tell_step: Callable[[str, int, int], None] = lambda _of, _step, _steps: None
+
+    def steps(self, of: str, count: int) -> Iterator[int]:
+        """Count `count` steps from 0, telling of each before it is taken."""
+        for number in range(count):
+            self.tell_step(of, number + 1, count)
+            yield number
 
     def mechanism(self, name: str) -> Mechanism:
         """Find the plan's mechanism of this name. Raises `BadMessage` when it has none."""

@@ -33,6 +33,7 @@ from medsynth_client.retention import PREPARED, STATE
 from medsynth_client.site_file import SiteFile
 from medsynth_client.spending import epsilon_of
 from medsynth_client.stages import WORK
+from medsynth_client.status_file import StepsTold
 from medsynth_common.errors import AlreadyAnswered, Problem, WrongAddress
 from medsynth_common.learning.volumes import Volume
 from medsynth_common.plan import RoundPlan
@@ -159,17 +160,19 @@ class Site:
         )
 
     def _train(self, plan: RoundPlan, digest: str, kept: Kept) -> Outcome:
-        return WORK[plan.header.stage](
-            Order(
-                plan=plan.header,
-                weights=plan.weights,
-                patients=self.patients(plan.header.grid),
-                declared=self.file.declared_patients,
-                state=kept.state,
-                randomness=self._randomness(plan, digest),
-                device=self._device,
+        with StepsTold(self._folder) as tell_step:
+            return WORK[plan.header.stage](
+                Order(
+                    plan=plan.header,
+                    weights=plan.weights,
+                    patients=self.patients(plan.header.grid),
+                    declared=self.file.declared_patients,
+                    state=kept.state,
+                    randomness=self._randomness(plan, digest),
+                    device=self._device,
+                    tell_step=tell_step,
+                )
             )
-        )
 
     def patients(self, grid: tuple[int, ...]) -> Sequence[Volume]:
         """The site's training patients on this grid; prepared once and cached on disk.

@@ -35,6 +35,7 @@ def site_status(folder: Path) -> dict[str, Any]:
         "run": node.get("run"),
         "stage": node.get("stage"),
         "round": node.get("round"),
+        "step": {name: told.get("step", {}).get(name) for name in ("of", "step", "steps")},
         "last_error": node.get("error", ""),
         "epsilon": privacy["epsilon"],
         "cap": privacy["cap"],
@@ -70,6 +71,8 @@ def status_text(facts: dict[str, Any]) -> str:
         lines.append(f"  connected since {since}")
     if facts["run"]:
         lines.append(f"  last asked: {facts['run']} {facts['stage']} round {facts['round']}")
+    if facts["running"] and facts["step"]["step"]:
+        lines.append("  at work: {of}, step {step} of {steps}".format(**facts["step"]))
     if facts["last_error"]:
         lines.append(f"  last error: {facts['last_error']}")
     lines.append(f"  epsilon {spent} of {cap} at delta {facts['delta']:g}, unit: patient")

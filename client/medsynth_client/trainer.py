@@ -21,6 +21,7 @@ from medsynth_client.hash_chain import exclusive
 from medsynth_client.retention import TRAINER, tidy
 from medsynth_client.site import Site
 from medsynth_client.site_file import SiteFile
+from medsynth_client.status_file import forget_step
 from medsynth_common import __version__
 from medsynth_common.durable import sweep
 from medsynth_common.errors import BadConfig, BadMessage, Problem, Refused, WrongAddress
@@ -194,6 +195,7 @@ def run_trainer(
             # One trainer a site: one whose parent died may still be ending.
             held.enter_context(exclusive(folder / TRAINER, timeout=_TAKE_OVER_SECONDS))
             sweep(folder)
+            forget_step(folder)
             for removed in tidy(folder, retention_days=site.policy.retention_days):
                 log.info("removed, unused for %s days: %s", site.policy.retention_days, removed)
         _require_private(socket.parent, group)

@@ -48,7 +48,7 @@ class HeadCritic:
             expected_patients=mechanism.sampling_rate * order.declared,
             randomness=order.randomness,
         )
-        for _ in range(mechanism.steps):
+        for _ in order.steps("critic", mechanism.steps):
             chosen = poisson_sample(len(order.patients), mechanism.sampling_rate, order.randomness)
             optimizer.step(
                 [self._real_loss(index) for index in chosen], lambda: self._fake_loss(*fakes())

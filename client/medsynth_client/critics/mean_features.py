@@ -50,7 +50,7 @@ class MeanFeaturesCritic:
     def learn(self, fakes: Callable[[], tuple[Tensor, Tensor]]) -> None:
         """Release the patients' mean features `steps` times."""
         order, mechanism = self._order, self._order.mechanism("critic")
-        for _ in range(mechanism.steps):
+        for _ in order.steps("critic", mechanism.steps):
             chosen = poisson_sample(len(order.patients), mechanism.sampling_rate, order.randomness)
             released = release_mean(
                 (self._vector(order.patients[index]) for index in chosen),

@@ -53,7 +53,7 @@ class PatchGanCritic:
     def learn(self, fakes: Callable[[], tuple[Tensor, Tensor]]) -> None:
         """Take the mechanism's DP-SGD steps: patients clipped and noised, fakes added as public."""
         game = self._settings.game
-        for _ in range(self._order.mechanism("critic").steps):
+        for _ in self._order.steps("critic", self._order.mechanism("critic").steps):
             self._step(self._real_loss, lambda: fake_loss(self._judge_crops(*fakes()), game).mean())
 
     def learn_from_pairs(self, imitator: Callable[[], Imitate]) -> None:

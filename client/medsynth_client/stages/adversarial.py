@@ -171,7 +171,7 @@ class _GeneratorTraining:
             randomness=self.order.randomness,
         )
         turns = self.order.mechanism("critic").steps if self.settings.plays_on_pairs else 0
-        for step in range(max(mechanism.steps, turns)):
+        for step in self.order.steps("pairs", max(mechanism.steps, turns)):
             if step < turns and isinstance(self.critic, PatchGanCritic):
                 self.critic.learn_from_pairs(self.imitator)
             if step < mechanism.steps:
@@ -195,7 +195,7 @@ def train_generator(order: Order) -> Outcome:
     if settings.paired_weight:
         training.train_with_pairs()
     else:
-        for _ in range(settings.generator_steps):
+        for _ in order.steps("generator", settings.generator_steps):
             training.step_publicly()
     kept = {
         **training.critic.state(),

@@ -58,7 +58,7 @@ def train_segmenter(order: Order) -> Outcome:
         squares = [(p - p0).square().sum() for p, p0 in zip(parameters, start, strict=True)]
         return settings.proximal / 2 * torch.stack(squares).sum()
 
-    for _ in range(mechanism.steps):
+    for _ in order.steps("segmenter", mechanism.steps):
         chosen = poisson_sample(len(order.patients), mechanism.sampling_rate, order.randomness)
         losses = [loss_of(order.patients[index]) for index in chosen]
         optimizer.step(losses, drift if settings.proximal else None)
