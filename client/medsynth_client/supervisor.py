@@ -23,12 +23,12 @@ from typing import Final
 from medsynth_client.connection import load_card
 from medsynth_client.credentials import SIGNING_KEY
 from medsynth_client.hash_chain import exclusive
-from medsynth_common.logs import LogFormat
 from medsynth_client.node_key import NODE_ID, NODE_KEY, load_node_key
 from medsynth_client.site_file import SiteFile
 from medsynth_client.status_file import StatusFile
 from medsynth_common.errors import BadConfig, Problem, TimedOut
 from medsynth_common.identity import SigningKey
+from medsynth_common.logs import LogFormat
 
 log = logging.getLogger(__name__)
 

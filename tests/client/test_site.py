@@ -471,25 +471,26 @@ def test_the_site_alone_is_told_which_step_it_is_at(
     new_site: NewSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = new_site()
-    asked = CASES["segmenter"].plan()
-    quiet = Site(folder, device=CPU).carry(asked)
+    site = Site(folder, device=CPU)
+    monkeypatch.setattr(status_file, "_STEP_SECONDS", math.inf)
+    site.carry(CASES["segment"].plan())
     assert read_status(folder) == {}  # so short a round leaves the disk alone
 
     monkeypatch.setattr(status_file, "_STEP_SECONDS", -1.0)
-    told: list[str] = []
+    shown: list[str] = []
     begin = StatusFile.begin
 
     def watched(self: StatusFile, **fields: Any) -> None:
         begin(self, **fields)
-        told.append(status_text(site_status(folder) | {"running": True}))
+        shown.append(status_text(site_status(folder) | {"running": True}))
 
     monkeypatch.setattr(StatusFile, "begin", watched)
-    other = new_site()
-    folder = other
-    update = Site(other, device=CPU).carry(asked)
-    assert "at work: segmenter, step 1 of 1" in told[0]
-    assert "at work" not in told[-1]
-    assert same(update, quiet)  # nothing of it is in what leaves
+    two = (gaussian("segmenter", steps=2),)
+    site.carry(plan(Stage.SEGMENT, round=2, mechanisms=two))
+    first, second, after = shown
+    assert "at work: segmenter, step 1 of 2" in first
+    assert "at work: segmenter, step 2 of 2" in second
+    assert "at work" not in after
 
 
 def test_a_step_that_cannot_be_told_ends_no_round(
@@ -501,7 +502,7 @@ def test_a_step_that_cannot_be_told_ends_no_round(
     monkeypatch.setattr(status_file, "_STEP_SECONDS", -1.0)
     monkeypatch.setattr(status_file, "write_json", full)
     folder = new_site()
-    Site(folder, device=CPU).carry(CASES["segmenter"].plan())
+    Site(folder, device=CPU).carry(CASES["segment"].plan())
     assert [event.outcome for event in events(folder)] == ["released"]
     assert "the step could not be told: OSError" in caplog.text
 

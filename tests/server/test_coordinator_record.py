@@ -110,7 +110,7 @@ def test_the_board_keeps_what_the_progress_is_told_and_status_reads_it(tmp_path:
 def test_what_happens_is_logged_in_a_file_that_rotates(
     tmp_path: Path, format: LogFormat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logs, "_BYTES", 2000)
+    monkeypatch.setattr(logs, "_BYTES", 1200)
     stop = log_to(tmp_path, "coordinator", package="medsynth_server", format=format, echo=False)
     board = StatusBoard(tmp_path / "status.json", LoggedProgress(), federation="f", quorum=2)
     with board:
