@@ -8,6 +8,7 @@ import pytest
 import torch
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give each file to one of the parallel workers, files with slow tests first.
 

@@ -1,6 +1,7 @@
 """Edits keep their rules on a thousand random edits of random heads, and each does what it says."""
 
 from functools import cache
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ from medsynth_common.volumes import read_volume
 
 SHAPES = ((24, 24, 24), (32, 28, 24), (28, 32, 30))
 KINDS = tuple(EditKind)
+FLIPS = tuple(product((slice(None), slice(None, None, -1)), repeat=3))
 HEADS = 25
 
 
@@ -71,7 +73,9 @@ def check_rules(before: Labels, after: Labels, what: object) -> None:
 
 def try_kind(number: int, kind: EditKind) -> int:
     """Edit a head; returns how many edits were made and held."""
-    before = head(number, tumours=0) if kind is EditKind.INSERTED else head(number)
+    whole = head(number, tumours=0) if kind is EditKind.INSERTED else head(number)
+    # Each kind sees other maps: the head's mirror images along its axes.
+    before = whole[FLIPS[KINDS.index(kind) % len(FLIPS)]]
     copy = before.copy()
     try:
         edits = draw_edits(np.random.default_rng([7, number]), before, kind)
@@ -88,7 +92,8 @@ def try_kind(number: int, kind: EditKind) -> int:
         check_touched(after, step, edit)
         after = step
     assert np.array_equal(before, copy)
-    assert np.array_equal(apply_all(edits, before), after)
+    if number < HEADS:
+        assert np.array_equal(apply_all(edits, before), after)
     return 1
 
 

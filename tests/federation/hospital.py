@@ -43,10 +43,11 @@ class Hospital:
     def status(self) -> dict[str, Any]:
         return read_status(self.folder)
 
-    def start(self, *arguments: str) -> "Hospital":
-        command = [sys.executable, "-m", "medsynth_client", "run", str(self.folder), *arguments]
+    def start(self, *arguments: str, command: str = "run") -> "Hospital":
+        """Start the site, or another command of it."""
+        words = [sys.executable, "-m", "medsynth_client", command, str(self.folder), *arguments]
         self.process = subprocess.Popen(
-            command,
+            words,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,

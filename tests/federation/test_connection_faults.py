@@ -1,8 +1,12 @@
-"""What keeps a hospital out is told by `medsynth-client run` in one line, and ends it with 2."""
+"""What keeps a hospital out is told in one line, and ends it with 2.
+
+The node tells it. `medsynth-client run` is its parent; that it passes on line and exit status is
+seen once, since each of its runs loads a trainer too.
+"""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -68,22 +72,22 @@ def nobody(folder: Path) -> Iterator[str]:
     yield address
 
 
+FAULTS = {
+    "authority": (wrong_authority, "not from the certificate authority"),
+    "name": (wrong_name, "another server name"),
+    "expired": (expired, "has expired"),
+    "plain HTTP": (plain_http, "answers without TLS"),
+    "clock": (another_time, "behind of the coordinator's"),
+    "key": (unknown_key, "is site.card enrolled there?"),
+    "nobody": (nobody, "nobody listens there"),
+}
+
+
 @pytest.mark.parametrize(
-    ("fault", "told"),
-    [
-        (wrong_authority, "not from the certificate authority"),
-        (wrong_name, "another server name"),
-        (expired, "has expired"),
-        (plain_http, "answers without TLS"),
-        (another_time, "behind of the coordinator's"),
-        (unknown_key, "is site.card enrolled there?"),
-        (nobody, "nobody listens there"),
-    ],
-    ids=["authority", "name", "expired", "plain HTTP", "clock", "key", "nobody"],
+    ("command", "name"), [("run", "name"), *(("node", name) for name in FAULTS)]
 )
-def test_a_run_ends_with_2_and_one_line(
-    fault: Callable[[Path], AbstractContextManager[str]], told: str, tmp_path: Path
-) -> None:
+def test_a_hospital_ends_with_2_and_one_line(command: str, name: str, tmp_path: Path) -> None:
+    fault, told = FAULTS[name]
     with fault(tmp_path) as address:
         card = CoordinatorCard(
             federation="test",
@@ -91,8 +95,9 @@ def test_a_run_ends_with_2_and_one_line(
             signing_key=SigningKey.generate().public.text,
             ca=CA.pem,
         )
-        site = make_hospital(tmp_path / "site", name="site-a", card=card).start()
-        code = site.ended(seconds=120)
+        site = make_hospital(tmp_path / "site", name="site-a", card=card)
+        socket = ("--socket", str(tmp_path / "no-trainer.sock")) if command == "node" else ()
+        code = site.start(*socket, command=command).ended(seconds=120)
     errors = [line for line in site.errors().splitlines() if line.startswith("error: ")]
     assert code == 2
     assert len(errors) == 1, site.errors()

@@ -153,9 +153,13 @@ def signed_distance(mask: Mask) -> Floats:
     """Distance of every voxel's centre to the mask's surface, voxels, negative inside."""
     if not mask.any():
         return np.full(mask.shape, FAR)
-    inside = 0.5 - ndimage.distance_transform_edt(mask)
-    outside = ndimage.distance_transform_edt(~mask) - 0.5
-    distance: Floats = np.where(mask, inside, outside).astype(np.float32)
+    distance: Floats = np.where(mask, -_outside(~mask), _outside(mask))
+    return distance
+
+
+def _outside(mask: Mask) -> Floats:
+    """Distance of the voxels outside the mask to its surface, voxels; inside it means nothing."""
+    distance: Floats = (ndimage.distance_transform_edt(~mask) - 0.5).astype(np.float32)
     return distance
 
 
@@ -163,7 +167,10 @@ def _closed(level: Floats, size: float) -> Mask:
     """Close the gaps in a body that are narrower than about twice `size` voxels."""
     margin = int(np.ceil(size)) + 2  # beyond the block there is nothing, and that must be seen
     body = np.pad(level < 0, margin)
-    closed: Mask = signed_distance(signed_distance(body) < size) < -size
+    if not body.any():
+        return np.zeros(level.shape, dtype=bool)
+    grown = body | (_outside(body) < size)
+    closed: Mask = -_outside(~grown) < -size
     return closed[(slice(margin, -margin),) * 3]
 
 
