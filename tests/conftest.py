@@ -39,13 +39,18 @@ def _processes_find_the_packages() -> None:
 
 
 @pytest.fixture
-def real_data() -> Path:
-    """The folder of public volumes; tests that need it skip where it is absent."""
+def volumes_folder() -> Path:
+    """Where public volumes would be, whether they are there or not."""
     beside = Path(__file__).resolve().parents[2] / "shared" / "data"
-    folder = Path(os.environ.get("MEDSYNTH_DATA", beside))
-    if not folder.is_dir():
-        pytest.skip(f"real volumes are absent: no folder {folder} (set MEDSYNTH_DATA)")
-    return folder
+    return Path(os.environ.get("MEDSYNTH_DATA", beside))
+
+
+@pytest.fixture
+def real_data(volumes_folder: Path) -> Path:
+    """The folder of public volumes; tests that need it skip where it is absent."""
+    if not volumes_folder.is_dir():
+        pytest.skip(f"real volumes are absent: no folder {volumes_folder} (set MEDSYNTH_DATA)")
+    return volumes_folder
 
 
 @pytest.fixture

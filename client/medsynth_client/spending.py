@@ -13,7 +13,6 @@ from functools import lru_cache
 from typing import Final
 
 from medsynth_client.charge import Charge, Kind
-from medsynth_common.privacy.accountant import epsilon
 from medsynth_common.privacy.mechanism import Release
 
 #: Charged to this, a release counts for every patient, those still to come included.
@@ -183,6 +182,9 @@ def forget() -> None:
 
 @lru_cache(maxsize=1024)  # sites that one process holds are mostly asked the same
 def _composed(spent: tuple[Spent, ...], delta: float) -> float:
+    # Here, since it takes Python seconds to load, and most questions are about records alone.
+    from medsynth_common.privacy.accountant import epsilon
+
     releases = [
         Release(
             noise_multiplier=one.noise_multiplier,
