@@ -7,7 +7,7 @@ import argparse
 from collections.abc import Callable
 from typing import Final
 
-from benchmarks import prepare_patient, results, verify
+from benchmarks import deployed_round, prepare_patient, results, verify
 from benchmarks.speed import dp_step, growth, local_round, start, synthesis, update_bytes
 from benchmarks.utility import bench as utility
 
@@ -24,6 +24,7 @@ BENCHMARKS: Final[dict[str, Callable[[], bool]]] = {
 }
 #: These take longer than ten minutes together with the others.
 LONG: Final[dict[str, Callable[[], bool]]] = {
+    "deployed_round": deployed_round.main,
     "growth": growth.main,
     "thousand_sites": growth.thousand_sites,
 }

@@ -64,11 +64,12 @@ _IN_MEMORY: Final = 32 << 20
 _CHUNK: Final = "ArrayChunk"
 
 # Flower gives each connection to its database, one a thread, a cache of 64 MB and a map of 256 MB
-# of the file: with a few sites' answers passing, more than all the weights.
+# of the file: with a few sites' answers passing, more than all the weights. And a connection gives
+# up when another writes for five seconds, as one that takes half a gigabyte of answers away does.
+_OURS: Final = {"cache_size": "-4000", "mmap_size": "0", "busy_timeout": "120000"}
 sql_mixin.SQLITE_PRAGMAS = (
-    *(one for one in sql_mixin.SQLITE_PRAGMAS if one[0] not in ("cache_size", "mmap_size")),
-    ("cache_size", "-4000"),
-    ("mmap_size", "0"),
+    *(one for one in sql_mixin.SQLITE_PRAGMAS if one[0] not in _OURS),
+    *_OURS.items(),
 )
 
 
