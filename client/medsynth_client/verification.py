@@ -169,7 +169,7 @@ def second_opinion(record: SiteRecord) -> SecondOpinion:
     with ThreadPoolExecutor(max_workers=1) as beside:
         theirs = beside.submit(_dp_accounting, record) if available() else None
         ours = record.ledger.spending.worst(epsilon_of, delta, EVERYONE)
-        return SecondOpinion(prv=ours, pld=theirs and theirs.result(), delta=delta)
+        return SecondOpinion(prv=ours, pld=None if theirs is None else theirs.result(), delta=delta)
 
 
 def _dp_accounting(record: SiteRecord) -> float:

@@ -6,6 +6,10 @@ from dp_accounting import dp_event
 from dp_accounting.pld import PLDAccountant
 from hypothesis import given
 from hypothesis import strategies as st
+from opacus.accountants.analysis.prv import (
+    PoissonSubsampledGaussianPRV,
+    TruncatedPrivacyRandomVariable,
+)
 from scipy.stats import norm
 
 from medsynth_common.privacy import bounds
@@ -169,8 +173,8 @@ def test_the_part_of_the_grid_left_out_holds_nothing(steps: int, noise: float, r
     accountant.history = [(noise, rate, steps)]
     with bounds._quiet_numerics():
         domain = accountant._get_domain([], [steps], bounds.ERROR, 1e-8)
-        step = bounds.PoissonSubsampledGaussianPRV(rate, noise)
-        prv = bounds.TruncatedPrivacyRandomVariable(step, domain.t_min, domain.t_max)
+        step = PoissonSubsampledGaussianPRV(rate, noise)
+        prv = TruncatedPrivacyRandomVariable(step, domain.t_min, domain.t_max)
         part, shift = bounds._discrete(prv, domain, bounds._support(noise, rate))
         everywhere, its_shift = bounds._discrete(prv, domain, (-math.inf, math.inf))
     np.testing.assert_array_equal(part, everywhere)
