@@ -1,6 +1,5 @@
 """The story of a round at a hospital: look, policy, charge, train, gate, keep, confirm."""
 
-import errno
 import hashlib
 import math
 import re
@@ -14,7 +13,6 @@ import torch
 from torch import Tensor
 
 from medsynth_client import site as site_file
-from medsynth_client import status_file
 from medsynth_client.audit import AuditEvent, AuditLog
 from medsynth_client.audit import verify as verify_audit
 from medsynth_client.keeping import Keeping
@@ -24,8 +22,6 @@ from medsynth_client.site import Site
 from medsynth_client.site_record import read_site
 from medsynth_client.spending import EVERYONE, epsilon_of
 from medsynth_client.stages import WORK
-from medsynth_client.status_command import site_status, status_text
-from medsynth_client.status_file import StatusFile, forget_step, read_status
 from medsynth_client.verification import verify_site
 from medsynth_common.errors import (
     AlreadyAnswered,
@@ -465,51 +461,3 @@ def test_the_steps_come_in_their_order(new_site: NewSite, monkeypatch: pytest.Mo
     spy(Ledger, "confirm", "confirm")
     site.carry(CASES["level"].plan())
     assert told == ["look", "policy", "charge", "sample", "noise", "audit", "keep", "confirm"]
-
-
-def test_the_site_alone_is_told_which_step_it_is_at(
-    new_site: NewSite, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = new_site()
-    site = Site(folder, device=CPU)
-    monkeypatch.setattr(status_file, "_STEP_SECONDS", math.inf)
-    site.carry(CASES["segment"].plan())
-    assert read_status(folder) == {}  # so short a round leaves the disk alone
-
-    monkeypatch.setattr(status_file, "_STEP_SECONDS", -1.0)
-    shown: list[str] = []
-    begin = StatusFile.begin
-
-    def watched(self: StatusFile, **fields: Any) -> None:
-        begin(self, **fields)
-        shown.append(status_text(site_status(folder) | {"running": True}))
-
-    monkeypatch.setattr(StatusFile, "begin", watched)
-    two = (gaussian("segmenter", steps=2),)
-    site.carry(plan(Stage.SEGMENT, round=2, mechanisms=two))
-    first, second, after = shown
-    assert "at work: segmenter, step 1 of 2" in first
-    assert "at work: segmenter, step 2 of 2" in second
-    assert "at work" not in after
-
-
-def test_a_step_that_cannot_be_told_ends_no_round(
-    new_site: NewSite, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def full(*_: Any, **__: Any) -> None:
-        raise OSError(errno.ENOSPC, "no space")
-
-    monkeypatch.setattr(status_file, "_STEP_SECONDS", -1.0)
-    monkeypatch.setattr(status_file, "write_json", full)
-    folder = new_site()
-    Site(folder, device=CPU).carry(CASES["segment"].plan())
-    assert [event.outcome for event in events(folder)] == ["released"]
-    assert "the step could not be told: OSError" in caplog.text
-
-
-def test_what_a_killed_trainer_was_at_is_forgotten(new_site: NewSite) -> None:
-    folder = new_site()
-    StatusFile(folder, "step").begin(of="segmenter", step=3, steps=9)
-    assert "step 3 of 9" in status_text(site_status(folder) | {"running": True})
-    forget_step(folder)
-    assert "step" not in read_status(folder)["step"]
