@@ -1,8 +1,12 @@
 """The door, by a stranger who has nothing but the address and the certificate authority."""
 
+import asyncio
+import gc
 import socket
 import ssl
+import weakref
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -16,7 +20,7 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from federation.stand_in import StandIn
 from federation.wire import Wire
-from medsynth_server.coordinator.guard import LARGEST
+from medsynth_server.coordinator.guard import LARGEST, Guard
 
 PROTOBUF = {"content-type": "application/x-protobuf"}
 
@@ -152,3 +156,32 @@ def test_an_enrolled_key_must_be_held_and_not_only_shown(wire: Wire, client: htt
 def test_plain_http_is_not_answered(wire: Wire) -> None:
     with pytest.raises(httpx.TransportError):
         httpx.get(f"http://{wire.address}/health", trust_env=False, timeout=20)
+
+
+class Body:
+    """What a request leaves behind, in a circle of references."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+def test_what_requests_leave_behind_is_collected_by_the_megabyte() -> None:
+    left: list[weakref.ref[Body]] = []
+
+    async def inner(_scope: object, _receive: object, send: Any) -> None:
+        left.append(weakref.ref(Body()))
+        await send({"type": "http.response.body", "body": bytes(20 << 20)})
+
+    async def nothing(*_: object) -> None:
+        pass
+
+    guard = Guard(inner, enrolled=lambda _: True)
+    asked = {"type": "http", "path": "/health", "method": "GET", "headers": []}
+    gc.disable()
+    try:
+        asyncio.run(guard(asked, nothing, nothing))
+        assert left[0]() is not None
+        asyncio.run(guard(asked, nothing, nothing))
+        assert [one() for one in left] == [None, None]
+    finally:
+        gc.enable()
