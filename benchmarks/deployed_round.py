@@ -311,7 +311,7 @@ def main() -> bool:
         "deployed_round",
         title="A deployed round without any training",
         about="Coordinator, nodes and trainers as processes of their own on loopback: TLS, keys, "
-        f"seals and the link's database. Medians of {ROUNDS} rounds; the largest of three.",
+        f"seals and the link's database. Medians of {ROUNDS} rounds, of three at the largest size.",
         rows=rows,
         goals=goals,
     )

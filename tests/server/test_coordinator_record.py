@@ -112,8 +112,11 @@ def test_what_happens_is_logged_in_a_file_that_rotates(
 ) -> None:
     monkeypatch.setattr(logs, "_BYTES", 1200)
     stop = log_to(tmp_path, "coordinator", package="medsynth_server", format=format, echo=False)
-    board = StatusBoard(tmp_path / "status.json", LoggedProgress(), federation="f", quorum=2)
+    board = StatusBoard(
+        tmp_path / "status.json", LoggedProgress("delta 0.001"), federation="f", quorum=2
+    )
     with board:
+        assert "epsilon is for delta 0.001" in (tmp_path / "logs/coordinator.log").read_text()
         board.stage("segment", 30)
         for n in range(1, 31):
             board.round_started(n)
@@ -135,15 +138,16 @@ def test_what_happens_is_logged_in_a_file_that_rotates(
     assert "what went wrong" not in "".join(lines)
     if format == "text":
         assert any("WARNING coordinator: a: TimedOut" in line for line in lines)
-        assert lines[-3].endswith("INFO coordinator: asking again")
+        assert lines[-4].endswith("INFO coordinator: asking again")
         return
     events = [json.loads(line) for line in lines]
-    failed, answered = events[-6], events[-5]
+    failed, answered = events[-7], events[-6]
     assert (failed["level"], failed["site"], failed["error"]) == ("warning", "a", "TimedOut")
     assert (answered["stage"], answered["round"], answered["seconds"]) == ("segment", 30, 1.0)
     assert (answered["bytes"], answered["epsilon"], answered["cap"]) == (50, 1.234, 8.0)
-    assert events[-4]["message"] == "round 30 combined, dice 0.5"
-    assert [event["message"] for event in events[-2:]] == ["finished", "stopped by ValueError"]
+    assert events[-5]["message"] == "round 30 combined, dice 0.5"
+    said = [event["message"] for event in events[-3:]]
+    assert said == ["finished", "epsilon is for delta 0.001", "stopped by ValueError"]
 
 
 def test_a_coordinator_that_died_is_told_as_stopped(tmp_path: Path) -> None:

@@ -9,12 +9,18 @@ log = logging.getLogger(__name__)
 
 
 class LoggedProgress:
-    """Logs what a run tells; stage and round stand beside each line, for those who filter."""
+    """Logs what a run tells; stage and round stand beside each line, for those who filter.
 
-    def __init__(self) -> None:
+    An epsilon is only whole with its delta, unit and mechanisms: `accounting` says them once.
+    """
+
+    def __init__(self, accounting: str) -> None:
+        self._accounting = accounting
         self._place: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
+        if self._accounting:  # empty without privacy
+            self._say("epsilon is for %s", self._accounting)
         return self
 
     def __exit__(

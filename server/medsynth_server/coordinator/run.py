@@ -72,9 +72,10 @@ def run_federation(path: Path, *, log_format: LogFormat = "text") -> Path:
                 echo=to_stderr,
             )
         )
-        watching: list[Progress] = [LoggedProgress()]
+        meaning = accounting(settings.run)
+        watching: list[Progress] = [LoggedProgress(meaning)]
         if not to_stderr:
-            watching.append(make_progress(accounting=accounting(settings.run)))
+            watching.append(make_progress(accounting=meaning))
         run, seed = ending.enter_context(open_run(folder.run, settings.run))
         running = _Running(folder=folder, settings=settings, run=run, seed=seed, watching=watching)
         running.work()
