@@ -37,15 +37,19 @@ def packed_pieces(tensors: Mapping[str, Tensor], *, size: int) -> Iterator[bytes
     No more than a piece is held besides the tensors, however large they are. Raises `BadMessage`
     for a type that safetensors has no code for.
     """
-    piece = bytearray()
+    held: list[memoryview] = []
+    room = size
     for part in pieces(tensors):
-        for start in range(0, len(part), size):
-            piece += part[start : start + size]
-            if len(piece) >= size:
-                yield bytes(piece[:size])
-                del piece[:size]
-    if piece:
-        yield bytes(piece)
+        start = 0
+        while start < len(part):
+            held.append(part[start : start + room])
+            start += len(held[-1])
+            room -= len(held[-1])
+            if not room:
+                yield b"".join(held)
+                held, room = [], size
+    if held:
+        yield b"".join(held)
 
 
 def unpack(content: bytes) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """The same plans and updates as Flower records."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from io import BytesIO
 
@@ -15,6 +16,7 @@ from medsynth_common.plan import Stage
 from medsynth_common.update import SiteUpdate, UpdateHeader, check_tensors
 from medsynth_common.wire.records import (
     arrays,
+    packed,
     plan_from_records,
     plan_to_records,
     tensors,
@@ -76,7 +78,7 @@ def test_records_that_hold_no_plan_are_told() -> None:
 
 
 def test_records_that_hold_no_update_are_told() -> None:
-    for name in ("weights", "own", "update"):
+    for name in ("weights", "update"):
         records = update_to_records(UPDATE)
         del records[name]
         with pytest.raises(BadMessage):
@@ -143,3 +145,38 @@ def test_mutated_arrays_are_tensors_or_a_bad_message(start: int, cut: int, put: 
     except BadMessage:
         return
     assert found.keys() == {"a"}
+
+
+def test_arrays_that_share_their_bytes_come_to_no_more_than_the_plans_form() -> None:
+    """A hundred names of one piece travel as one."""
+    piece = Array(dtype="uint8", shape=(1000,), stype="safetensors", data=b"x" * 1000)
+    records = update_to_records(UPDATE)
+    records["weights"] = ArrayRecord({f"safetensors-{n}": piece for n in range(100)})
+    seen: list[int] = []
+
+    def read(pieces: Iterator[bytes]) -> dict[str, torch.Tensor]:
+        seen.extend(len(piece) for piece in pieces)
+        return {}
+
+    with pytest.raises(BadMessage, match="more bytes"):
+        update_from_records(records, read=read, most=5000)
+    records["own"] = records["weights"]
+    records["weights"] = update_to_records(UPDATE)["weights"]
+    with pytest.raises(BadMessage, match="more bytes"):
+        update_from_records(records, most=5000)
+    assert update_from_records(update_to_records(UPDATE), most=5000).digest() == UPDATE.digest()
+
+
+def test_bytes_under_another_name_are_no_weights() -> None:
+    records = update_to_records(UPDATE)
+    content = records.array_records["weights"]["safetensors-0"].data
+    stranger = Array(dtype="uint8", shape=(1,), stype="numpy.ndarray", data=content)
+    records["weights"] = ArrayRecord({"safetensors-0": stranger})
+    with pytest.raises(BadMessage, match="bytes of safetensors"):
+        update_from_records(records)
+
+
+def test_plans_may_share_their_packed_weights() -> None:
+    first = plan(Stage.SEGMENT)
+    again = plan_from_records(plan_to_records(first, weights=packed(first.weights)))
+    assert again.digest() == first.digest()

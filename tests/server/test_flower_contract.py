@@ -33,22 +33,29 @@ ROOT = Path(__file__).resolve().parents[2]
 #: Every import of `flower/` that is not of Flower's public modules.
 PRIVATE = {
     "flwr.app.message": {"remove_content_from_message"},
+    "flwr.app.message.arraychunk": {"ArrayChunk"},
     "flwr.common.constant": {
         *("SUPERLINK_NODE_ID", "ErrorCode", "Status", "NOOP_ACCOUNT_NAME", "NOOP_FLWR_AID"),
         *("HEARTBEAT_DEFAULT_INTERVAL", "HEARTBEAT_PATIENCE"),
     },
     "flwr.simulation": {"run_simulation"},
+    "flwr.proto.message_pb2": {"ObjectTree"},
     "flwr.server.superlink.linkstate": {"LinkStateFactory"},
+    "flwr.server.superlink.linkstate.sql_linkstate": {"SqlLinkState"},
     "flwr.supercore": {"sql_mixin"},
     "flwr.supercore.constant": {"FLEET_HTTP_PUBLIC_KEY_HEADER", "NOOP_FEDERATION_ID", "TaskType"},
     "flwr.supercore.error": {"http_error_translator"},
     "flwr.supercore.inflatable.inflatable_object": {
-        *("get_all_nested_objects", "get_object_tree", "iterate_object_tree"),
+        *("get_all_nested_objects", "get_object_tree", "iterate_object_tree", "get_object_id"),
+        "get_object_body",
         *("no_object_id_recompute", "get_object_children_ids_from_object_content"),
         "get_object_type_from_object_content",
     },
-    "flwr.supercore.inflatable.inflatable_utils": {"inflate_object_from_contents"},
-    "flwr.supercore.object_store": {"NoObjectInStoreError", "ObjectStoreFactory"},
+    "flwr.supercore.inflatable.inflatable_utils": {
+        *("inflate_object_from_contents", "validate_object_content"),
+    },
+    "flwr.supercore.object_store": {"NoObjectInStoreError", "ObjectStore", "ObjectStoreFactory"},
+    "flwr.supercore.object_store.in_memory_object_store": {"InMemoryObjectStore"},
     "flwr.supercore.primitives.asymmetric": {"public_key_to_bytes"},
     "flwr.supercore.protobuf.translation": {"ProtobufTranslationMiddleware"},
     "flwr.supercore.routers": {"health"},

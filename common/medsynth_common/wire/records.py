@@ -2,13 +2,13 @@
 
 The same records travel in memory (the local engine) and over the network (the real one). Tensors
 travel as arrays of safetensors bytes, not one by one: over the network each array costs four signed
-requests. Large ones are cut into several arrays, so that either side may work on one at a time.
+requests. Large ones are cut into several arrays, so that either side may work on one at a time. The
+bytes are in no numpy file, as Flower's arrays are else: that would copy them twice on either side.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
-import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
@@ -18,6 +18,7 @@ from medsynth_common.identity.seal import Seal
 from medsynth_common.plan import PlanHeader, RoundPlan, canonical_json, parse
 from medsynth_common.tensors import packed_pieces, unpack
 from medsynth_common.update import SiteUpdate, UpdateHeader
+from medsynth_common.wire.parts import LARGEST_BYTES
 
 _HEADER = "header"
 _SEAL = "seal"
@@ -29,9 +30,15 @@ PIECE_BYTES: Final = 16 << 20
 Reading = Callable[[Iterator[bytes]], Mapping[str, Tensor]]
 
 
-def plan_to_records(plan: RoundPlan) -> RecordDict:
-    """Put a plan into records."""
-    records = {"weights": _packed(plan.weights), "plan": _config(plan.header)}
+def plan_to_records(plan: RoundPlan, *, weights: ArrayRecord | None = None) -> RecordDict:
+    """Put a plan into records.
+
+    `weights` are the plan's, `packed` before: several sites' plans may share them.
+    """
+    records = {
+        "weights": packed(plan.weights) if weights is None else weights,
+        "plan": _config(plan.header),
+    }
     return RecordDict(records | _sealed(plan.seal))
 
 
@@ -39,17 +46,17 @@ def plan_from_records(records: RecordDict) -> RoundPlan:
     """Take a plan out of records. Raises `BadMessage` when they hold none."""
     header = parse(PlanHeader, _text(records, "plan"), name="plan")
     return RoundPlan(
-        header=header, weights=_unpacked(_arrays(records, "weights")), seal=_seal(records)
+        header=header,
+        weights=_in_memory(_pieces(_arrays(records, "weights"))),
+        seal=_seal(records),
     )
 
 
 def update_to_records(update: SiteUpdate) -> RecordDict:
     """Put an update into records."""
-    records = {
-        "weights": _packed(update.weights),
-        "own": _packed(update.own),
-        "update": _config(update.header),
-    }
+    records = {"weights": packed(update.weights), "update": _config(update.header)}
+    if update.own:
+        records["own"] = packed(update.own)
     return RecordDict(records | _sealed(update.seal))
 
 
@@ -57,16 +64,41 @@ def _in_memory(pieces: Iterator[bytes]) -> Mapping[str, Tensor]:
     return unpack(b"".join(pieces))
 
 
-def update_from_records(records: RecordDict, *, read: Reading = _in_memory) -> SiteUpdate:
-    """Take an update out of records. Raises `BadMessage` when they hold none.
+def update_from_records(
+    records: RecordDict, *, read: Reading = _in_memory, most: int = LARGEST_BYTES
+) -> SiteUpdate:
+    """Take an update out of records.
 
-    `read` may put the weights elsewhere than into memory.
+    Args:
+        records: a site's answer.
+        read: may put the weights elsewhere than into memory.
+        most: bytes of the weights, and of what is the site's own: arrays that share their
+            content may come to more than was sent.
+
+    Raises:
+        BadMessage: the records hold no update, or a larger one.
+
     """
     return SiteUpdate(
         header=parse(UpdateHeader, _text(records, "update"), name="update"),
-        weights=read(_pieces(_arrays(records, "weights"))),
-        own=_unpacked(_arrays(records, "own")),
+        weights=read(_at_most(most, _pieces(_arrays(records, "weights")))),
+        own=_in_memory(_at_most(most, _pieces(_arrays(records, "own"))))
+        if "own" in records
+        else {},
         seal=_seal(records),
+    )
+
+
+def packed(weights: Mapping[str, Tensor]) -> ArrayRecord:
+    """Put named tensors into a record of safetensors bytes, in pieces."""
+    pieces = packed_pieces(weights, size=PIECE_BYTES)
+    return ArrayRecord(
+        {
+            f"{_PACKED}-{number}": Array(
+                dtype="uint8", shape=(len(piece),), stype=_PACKED, data=piece
+            )
+            for number, piece in enumerate(pieces)
+        }
     )
 
 
@@ -96,18 +128,12 @@ def tensors(record: ArrayRecord) -> dict[str, Tensor]:
     return {name: _tensor(array).clone() for name, array in record.items()}
 
 
-def _packed(weights: Mapping[str, Tensor]) -> ArrayRecord:
-    pieces = packed_pieces(weights, size=PIECE_BYTES)
-    return ArrayRecord(
-        {
-            f"{_PACKED}-{number}": Array(np.frombuffer(piece, dtype=np.uint8))
-            for number, piece in enumerate(pieces)
-        }
-    )
-
-
-def _unpacked(record: ArrayRecord) -> Mapping[str, Tensor]:
-    return _in_memory(_pieces(record))
+def _at_most(most: int, pieces: Iterator[bytes]) -> Iterator[bytes]:
+    for piece in pieces:
+        most -= len(piece)
+        if most < 0:
+            raise BadMessage(Problem(name="arrays", value="more bytes", wanted="the plan's form"))
+        yield piece
 
 
 def _pieces(record: ArrayRecord) -> Iterator[bytes]:
@@ -117,10 +143,10 @@ def _pieces(record: ArrayRecord) -> Iterator[bytes]:
         value = ", ".join(list(record)[:5]) or "nothing"
         raise BadMessage(Problem(name="arrays", value=value[:80], wanted="bytes in pieces"))
     for name in wanted:
-        piece = _tensor(record[name])
-        if piece.dtype != torch.uint8:
-            raise BadMessage(Problem(name=name, value=str(piece.dtype), wanted="bytes"))
-        yield piece.numpy().tobytes()
+        if record[name].stype != _PACKED:
+            value = str(record[name].stype)[:40]
+            raise BadMessage(Problem(name=name, value=value, wanted=f"bytes of {_PACKED}"))
+        yield record[name].data
 
 
 def _tensor(array: Array) -> Tensor:

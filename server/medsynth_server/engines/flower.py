@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from flwr.app import Message
+from flwr.app import ArrayRecord, Message
+from torch import Tensor
 
 from medsynth_common.errors import BadMessage, MedsynthError, Refused, TimedOut
 from medsynth_common.identity import SigningKey, VerifyKey
@@ -22,10 +23,10 @@ from medsynth_common.identity.sealing import Sealed, check_update_seal, seal_pla
 from medsynth_common.plan import RoundPlan
 from medsynth_common.update import SiteUpdate
 from medsynth_common.wire.forms import expected_update
-from medsynth_common.wire.records import plan_to_records, update_from_records
+from medsynth_common.wire.records import packed, plan_to_records, update_from_records
 from medsynth_server.federation import Stopped
 from medsynth_server.flower import train_message
-from medsynth_server.flower.link import Arriving, Gone, Link, Node, pem_of
+from medsynth_server.flower.link import ROOM, Arriving, Gone, Link, Node, pem_of
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +80,26 @@ class _Asked:
     tries: int = 0
     lost: float | None = None
     arriving: Arriving | None = None
+
+
+class _Shared:
+    """The weights of the plan that was laid out last, packed: most rounds ask all sites with one.
+
+    It is packed, hashed and stored once, then, and not for every site.
+    """
+
+    def __init__(self) -> None:
+        self._weights: Mapping[str, Tensor] = {}
+        self._record: ArrayRecord | None = None
+
+    def packed(self, weights: Mapping[str, Tensor]) -> ArrayRecord:
+        """The weights as a record."""
+        same = weights.keys() == self._weights.keys() and all(
+            tensor is self._weights[name] for name, tensor in weights.items()
+        )
+        if self._record is None or not same:
+            self._weights, self._record = weights, packed(weights)
+        return self._record
 
 
 class FlowerGrid:
@@ -196,8 +217,7 @@ class FlowerGrid:
         deadline = time.monotonic() + timeout
         open_questions = [self._asked(node, plan) for node, plan in plans.items()]
         try:
-            for asked in open_questions:
-                self._lay_out(asked, timeout)
+            self._lay_out_all(open_questions, timeout)
             while open_questions:
                 self._beat()
                 late = time.monotonic() > deadline
@@ -211,7 +231,7 @@ class FlowerGrid:
                         self._forget(asked)
                         yield asked.node, answer
                 if open_questions:
-                    time.sleep(_POLL)
+                    self._link.wait(_POLL)
         finally:
             for asked in open_questions:
                 self._forget(asked)
@@ -228,13 +248,20 @@ class FlowerGrid:
         site = self._sites[node]
         return _Asked(site=site, node=node, plan=plan, key=self._keys[site])
 
-    def _lay_out(self, asked: _Asked, seconds: float) -> None:
+    def _lay_out_all(self, questions: Iterable[_Asked], seconds: float) -> None:
+        shared = _Shared()  # no longer than this: it is as large as the weights
+        with self._link.laying_out():
+            for asked in questions:
+                self._lay_out(asked, seconds, shared)
+
+    def _lay_out(self, asked: _Asked, seconds: float, shared: _Shared) -> None:
         """Seal the plan anew and put it where the site's node finds it."""
         now = time.time()
         sealed = seal_plan(asked.plan, self._key, now=now, lifetime=seconds)
         asked.sealed = sealed_in(sealed)
         asked.activated = self._link.nodes()[asked.node].activated
-        message = train_message(plan_to_records(sealed), asked.node, ttl=seconds + 60.0)
+        records = plan_to_records(sealed, weights=shared.packed(sealed.weights))
+        message = train_message(records, asked.node, ttl=seconds + 60.0)
         asked.name, asked.arriving, asked.lost = self._link.ask(message), None, None
         asked.tries += 1
 
@@ -274,10 +301,11 @@ class FlowerGrid:
         content = self._link.collect(asked.arriving, most=size)
         if content is None:
             return None
+        most = size + ROOM
         if size > LARGE:
-            update = update_from_records(content, read=self._link.shelve)
+            update = update_from_records(content, read=self._link.shelve, most=most)
         else:
-            update = update_from_records(content)
+            update = update_from_records(content, most=most)
         check_update_seal(update, asked.key, question=asked.sealed, now=time.time())
         return update
 
@@ -290,14 +318,13 @@ class FlowerGrid:
         if asked.tries >= _TRIES or time.monotonic() > asked.lost + self._grace:
             return NodeLost.__name__
         if node.online:
-            self._lay_out(asked, seconds)
+            with self._link.laying_out():
+                self._lay_out(asked, seconds, _Shared())
         return None
 
     def _forget(self, asked: _Asked) -> None:
         if asked.name is not None:
             self._link.forget(asked.name, asked.arriving.root if asked.arriving else None)
-        if asked.arriving is not None:
-            asked.arriving.store.close()
         asked.name = asked.arriving = None
 
 

@@ -2,21 +2,23 @@
 
 A stock SuperLink serves its Control and Runtime APIs, which start code, on the same port and
 without authentication. Here they are not mounted at all: the application is Flower's fleet router
-alone, over Flower's own state in one SQLite file, and questions go in and answers come out by
-direct calls on that state.
+alone, over Flower's own state in one SQLite file and its objects in others (`objects.py`), and
+questions go in and answers come out by direct calls on that state.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from tempfile import SpooledTemporaryFile
-from typing import IO, Any, Final
+from typing import Any, Final
 
 from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from fastapi import FastAPI
 from flwr.app import Array, Message, RecordDict
 from flwr.app.message import remove_content_from_message
+from flwr.app.message.arraychunk import ArrayChunk
 from flwr.common.constant import (
     HEARTBEAT_DEFAULT_INTERVAL,
     HEARTBEAT_PATIENCE,
@@ -26,14 +28,13 @@ from flwr.common.constant import (
     Status,
 )
 from flwr.server.superlink.linkstate import LinkStateFactory
-from flwr.supercore import sql_mixin
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, NOOP_FEDERATION_ID, TaskType
 from flwr.supercore.error import http_error_translator
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
+    get_object_body,
     get_object_children_ids_from_object_content,
     get_object_tree,
-    get_object_type_from_object_content,
     iterate_object_tree,
     no_object_id_recompute,
 )
@@ -50,6 +51,8 @@ from starlette.middleware.base import BaseHTTPMiddleware
 
 from medsynth_common.errors import BadMessage, MedsynthError, Problem
 from medsynth_server.flower.messages import give_message_id, start_identity
+from medsynth_server.flower.objects import Kept, ObjectFiles
+from medsynth_server.flower.state import State
 from medsynth_server.shelf import Shelf
 
 #: The HTTP header in which a node shows its public key (PEM, in base64).
@@ -57,20 +60,8 @@ KEY_HEADER: Final = FLEET_HTTP_PUBLIC_KEY_HEADER.encode()
 #: What a gone node's question is answered with by Flower, in place of the node.
 _GONE: Final = {ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE}
 _UNFINISHED: Final = (Status.PENDING, Status.STARTING, Status.RUNNING)
-#: Objects of an answer beside one for each chunk of a tensor: records, arrays, headers.
-_ROOM: Final = 1 << 20
-#: So much of an answer waits in memory for the rest; a longer one, on disk.
-_IN_MEMORY: Final = 32 << 20
-_CHUNK: Final = "ArrayChunk"
-
-# Flower gives each connection to its database, one a thread, a cache of 64 MB and a map of 256 MB
-# of the file: with a few sites' answers passing, more than all the weights. And a connection gives
-# up when another writes for five seconds, as one that takes half a gigabyte of answers away does.
-_OURS: Final = {"cache_size": "-4000", "mmap_size": "0", "busy_timeout": "120000"}
-sql_mixin.SQLITE_PRAGMAS = (
-    *(one for one in sql_mixin.SQLITE_PRAGMAS if one[0] not in _OURS),
-    *_OURS.items(),
-)
+#: Bytes of an answer beside its tensors: records, arrays, headers.
+ROOM: Final = 1 << 20
 
 
 class Gone(MedsynthError):
@@ -93,60 +84,31 @@ class Node:
     seen: float | None
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Arriving:
     """An answer whose parts are still on their way: they are uploaded one by one.
 
     Attributes:
         root: the answer's own object.
         wanted: the objects that it consists of.
-        here: where in `store` those lie that have come: kind, first byte, length.
-        store: them, in memory while they are few, else in a file without a name.
-        size: bytes that have come.
 
     """
 
     root: str
     wanted: list[str]
-    store: IO[bytes]
-    here: dict[str, tuple[str, int, int]] = field(default_factory=dict)
-    size: int = 0
-
-    def add(self, name: str, content: bytes) -> None:
-        """Keep an object that has come."""
-        try:
-            kind = get_object_type_from_object_content(content)
-        except ValueError as error:
-            raise _unusable(type(error).__name__) from error
-        self.store.seek(self.size)
-        self.store.write(content)
-        self.here[name] = (kind, self.size, len(content))
-        self.size += len(content)
-
-    def content(self, name: str) -> bytes:
-        """Give an object that has come."""
-        _, start, length = self.here[name]
-        self.store.seek(start)
-        return self.store.read(length)
 
 
 class _LaterArray(Array):  # type: ignore[misc] # flwr ships no types that mypy follows
-    """An array of an answer that has come, put together when it is looked at, and not kept."""
+    """An array of an answer that has come, read when it is looked at, and not kept."""
 
-    def __init__(self, arriving: Arriving, name: str) -> None:
-        super().__init__(dtype="", shape=(), stype="", data=b"")
-        self.__dict__.update(_arriving=arriving, _name=name)
+    def __init__(self, stype: str, read: Callable[[], bytes]) -> None:
+        self.__dict__.update(dtype="uint8", shape=(), stype=stype, _read=read)
 
-    def numpy(self) -> Any:
-        """Put it together."""
-        arriving: Arriving = self.__dict__["_arriving"]
-        name: str = self.__dict__["_name"]
-        content = arriving.content(name)
-        parts = get_object_children_ids_from_object_content(content)
-        # What was not on the list of the answer's objects is none of its parts.
-        contents = {part: arriving.content(part) for part in parts}
-        array = inflate_object_from_contents(name, {name: content, **contents})
-        return array.numpy()
+    @property
+    def data(self) -> bytes:
+        """Read it."""
+        read: Callable[[], bytes] = self.__dict__["_read"]
+        return read()
 
 
 class Link:
@@ -154,9 +116,10 @@ class Link:
 
     def __init__(self, database: Path) -> None:
         self._folder = database.parent
-        objects = ObjectStoreFactory(str(database))
-        factory = LinkStateFactory(str(database), NoOpFederationManager(), objects)
-        self._state: Any = factory.state()
+        self._objects = ObjectFiles(database.with_name("objects"))
+        self._state: Any = State(database, self._objects)
+        factory = LinkStateFactory(str(database), NoOpFederationManager(), ObjectStoreFactory())
+        factory.state_instance = self._state
         self._clear_old_runs()
         self._run, self._task = self._start_run()
         start_identity(self._run)
@@ -175,19 +138,23 @@ class Link:
         """Every node that was ever registered."""
         return {info.node_id: _node(info) for info in self._state.get_node_info()}
 
+    def laying_out(self) -> AbstractContextManager[None]:
+        """To `ask` within: what questions share is hashed once, and not for each of them."""
+        shared: AbstractContextManager[None] = no_object_id_recompute()
+        return shared
+
     def ask(self, question: Message) -> str | None:
         """Lay a message out for its node to fetch; gives its name, or None if the node never came.
 
         Its objects are there before it is: a node that finds it finds the whole of it.
         """
         state, run = self._state, self._run
-        with no_object_id_recompute():
-            give_message_id(question, question.object_id)
-            tree, objects = get_object_tree(question), get_all_nested_objects(question)
-            session = state.start_session(run)
-            for name in state.preregister_object_tree(tree, session):
-                if not state.store_object(run, session, name, objects[name].deflate()):
-                    raise MedsynthError(f"the link's database did not take object {name}")
+        give_message_id(question, question.object_id)
+        tree, objects = get_object_tree(question), get_all_nested_objects(question)
+        session = state.start_session(run)
+        for name in state.preregister_object_tree(tree, session):
+            if not state.store_object(run, session, name, objects[name].deflate()):
+                raise MedsynthError(f"the link's database did not take object {name}")
         stored: str | None = state.store_message_ins(remove_content_from_message(question))
         return stored
 
@@ -210,20 +177,23 @@ class Link:
         """Begin to collect an answer's objects. Raises `BadMessage` when there are over `most`."""
         root = answer.metadata.message_id
         try:
-            tree = self._state.object_store.get_object_tree(root)
+            tree = self._objects.get_object_tree(root)
             wanted = list(dict.fromkeys(node.object_id for node in iterate_object_tree(tree)))
         except (NoObjectInStoreError, RecursionError) as error:
             raise _unusable(type(error).__name__) from error
         if len(wanted) > most:
             raise _unusable(f"{len(wanted)} objects")
-        # Closed by whoever is done with the answer.
-        store = SpooledTemporaryFile(max_size=_IN_MEMORY, dir=str(self._folder))  # noqa: SIM115
-        return Arriving(root=root, wanted=wanted, store=store)
+        return Arriving(root=root, wanted=wanted)
+
+    def wait(self, seconds: float) -> None:
+        """Wait until the whole of a message has come, or for so long."""
+        self._objects.whole.wait(seconds)
+        self._objects.whole.clear()
 
     def collect(self, arriving: Arriving, *, most: int) -> RecordDict | None:
-        """Take what has come; gives the content when it is whole, else None.
+        """Give an answer's content when it is whole, else None.
 
-        The content's arrays are put together when they are looked at, each anew.
+        Its arrays are read when they are looked at, each anew, and until the answer is forgotten.
 
         Args:
             arriving: what is on its way.
@@ -233,15 +203,18 @@ class Link:
             BadMessage: too much came, or it is no content.
 
         """
-        for name in arriving.wanted:
-            content = None if name in arriving.here else self._state.object_store.get(name)
-            if content:
-                arriving.add(name, content)
-        if arriving.size > most + _ROOM:
-            raise _unusable(f"{arriving.size} bytes")
-        if len(arriving.here) < len(arriving.wanted):
-            return None
-        return _content(arriving)
+        found = {name: self._objects.kept(name) for name in arriving.wanted}
+        here = {name: kept for name, kept in found.items() if kept is not None}
+        size = sum(kept.size for kept in here.values())
+        if size > most + ROOM:
+            raise _unusable(f"{size} bytes")
+        return _content(arriving.root, here, self._read) if len(here) == len(found) else None
+
+    def _read(self, name: str) -> bytes:
+        content = self._objects.get(name)
+        if not content:
+            raise _unusable("a part that was taken away")
+        return content
 
     def shelve(self, pieces: Iterator[bytes]) -> Shelf:
         """Put an answer's tensors on the disk that the database is on."""
@@ -252,7 +225,7 @@ class Link:
         self._state.delete_messages({question})
         for root in (question, answer):
             if root is not None:
-                self._state.object_store.delete(root)
+                self._objects.delete(root)
 
     def beat(self) -> None:
         """Say that this run is alive: unless it is said within a minute, nodes are turned away."""
@@ -316,26 +289,46 @@ def _node(info: Any) -> Node:
     return Node(online=online, activated=info.last_activated_at, seen=seen)
 
 
-def _content(arriving: Arriving) -> RecordDict:
-    arrays = [name for name, (kind, *_) in arriving.here.items() if kind == Array.__qualname__]
-    chunks = [name for name, (kind, *_) in arriving.here.items() if kind == _CHUNK]
-    records = [name for name in arriving.here if name not in {*arrays, *chunks}]
+def _content(root: str, here: Mapping[str, Kept], read: Callable[[str], bytes]) -> RecordDict:
+    arrays = [name for name, kept in here.items() if kept.kind == Array.__qualname__]
+    chunks = [name for name, kept in here.items() if kept.kind == ArrayChunk.__qualname__]
+    records = [name for name in here if name not in {*arrays, *chunks}]
     try:
         message = inflate_object_from_contents(
-            arriving.root,
-            {name: arriving.content(name) for name in records},
+            root,
+            {name: read(name) for name in records},
             # Stand-ins, each with its object's name; records copy what they are given.
             objects={name: Array("", (), name, b"") for name in arrays},
         )
+        if not isinstance(message, Message) or not message.has_content():
+            raise _unusable("no content")
+        for record in message.content.array_records.values():
+            for name, stand_in in record.items():
+                record[name] = _later(stand_in.stype, read)
+    except BadMessage:
+        raise
     except Exception as error:
         # An edge: a peer made these bytes up, and Flower's readers raise what they raise.
         raise _unusable(type(error).__name__) from error
-    if not isinstance(message, Message) or not message.has_content():
-        raise _unusable("no content")
-    for record in message.content.array_records.values():
-        for name, stand_in in record.items():
-            record[name] = _LaterArray(arriving, stand_in.stype)
     return message.content
+
+
+def _later(name: str, read: Callable[[str], bytes]) -> _LaterArray:
+    """An array by its object's name. Raises whatever its head raises where it is none."""
+    head = read(name)
+    said = json.loads(get_object_body(head, Array))
+    parts = get_object_children_ids_from_object_content(head)
+    # In their order, each once: a part that is named a million times would be a million parts.
+    if said["arraychunk_ids"] != list(range(len(parts))):
+        raise _unusable("an array's parts in disorder")
+
+    def whole() -> bytes:
+        try:
+            return b"".join(get_object_body(read(part), ArrayChunk) for part in parts)
+        except ValueError as error:
+            raise _unusable(type(error).__name__) from error
+
+    return _LaterArray(str(said["stype"]), whole)
 
 
 def _unusable(value: str) -> BadMessage:

@@ -1,0 +1,160 @@
+"""Where the link keeps what messages consist of: small objects in memory, large ones in files.
+
+Flower's own store puts every object into the database of its state: sixteen megabytes of weights
+are written to its log, copied into its pages and written again when they are deleted. Nothing of
+it must outlive the process, since a run that is begun again asks anew; so files will do.
+"""
+
+import os
+import shutil
+import tempfile
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from flwr.proto.message_pb2 import ObjectTree
+from flwr.supercore.inflatable.inflatable_object import (
+    get_object_id,
+    get_object_type_from_object_content,
+    iterate_object_tree,
+)
+from flwr.supercore.inflatable.inflatable_utils import validate_object_content
+from flwr.supercore.object_store import NoObjectInStoreError
+from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectStore
+
+#: An object of more bytes is kept in a file.
+_IN_MEMORY: Final = 64 << 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """What is known of an object without reading it.
+
+    Attributes:
+        kind: the name of Flower's class of it.
+        size: its bytes.
+
+    """
+
+    kind: str
+    size: int
+
+
+class ObjectFiles(InMemoryObjectStore):  # type: ignore[misc] # flwr ships no types that mypy follows
+    """Flower's store of objects; which belong to which is kept in memory by Flower's own class.
+
+    Args:
+        folder: for the files; what a process before left there is removed.
+
+    Attributes:
+        whole: set whenever the last missing object of a message has come.
+
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(mode=0o700, parents=True)
+        self._folder = folder
+        self._kept: dict[str, Kept] = {}
+        self._missing: dict[str, set[str]] = {}
+        self.whole = threading.Event()
+
+    def preregister(self, run_id: int, object_tree: ObjectTree) -> list[str]:
+        """Note a message's objects; gives the names of those that have not come yet.
+
+        Raises:
+            ValueError: a name is none, or the object is known with other children.
+
+        """
+        with self.lock_store:  # as one: no other message's end may take a child away in between
+            for node in iterate_object_tree(object_tree):
+                known = self.store.get(node.object_id)
+                children = [child.object_id for child in node.children]
+                if known is not None and known.child_object_ids != children:
+                    raise ValueError(f"{node.object_id} is known with other children")
+            missing: list[str] = super().preregister(run_id, object_tree)
+            if missing:
+                self._missing[object_tree.object_id] = set(missing)
+            return missing
+
+    def put(self, object_id: str, object_content: bytes) -> None:
+        """Keep an object.
+
+        Raises:
+            ValueError: it is not the one of this name.
+            UnexpectedObjectContentError: it is no object of Flower's.
+            NoObjectInStoreError: no message that has it is known.
+
+        """
+        if get_object_id(object_content) != object_id:
+            raise ValueError(f"{object_id} is not the name of this content")
+        validate_object_content(content=object_content)
+        kind = get_object_type_from_object_content(object_content)
+        kept = Kept(kind=kind, size=len(object_content))
+        large = kept.size > _IN_MEMORY
+        written = self._write(object_content) if large else None
+        with self.lock_store:
+            entry = self.store.get(object_id)
+            if entry is None or entry.is_available:
+                if written is not None:
+                    written.unlink()
+                if entry is None:
+                    raise NoObjectInStoreError(f"{object_id} belongs to no message")
+                return
+            if written is not None:
+                written.rename(self._folder / object_id)
+            entry.content, entry.is_available = b"" if large else object_content, True
+            self._kept[object_id] = kept
+            for root in [root for root, names in self._missing.items() if object_id in names]:
+                self._missing[root].remove(object_id)
+                if not self._missing[root]:
+                    del self._missing[root]
+                    self.whole.set()
+
+    def get(self, object_id: str) -> bytes | None:
+        """Give an object: nothing (`b""`) when it has not come, None when it is not known."""
+        with self.lock_store:
+            entry = self.store.get(object_id)
+            if entry is None:
+                return None
+            if entry.content or not entry.is_available:
+                return bytes(entry.content)
+            file = (self._folder / object_id).open("rb", buffering=0)
+        with file:  # read without the lock: once open, it may be deleted meanwhile
+            return file.readall()
+
+    def kept(self, object_id: str) -> Kept | None:
+        """What is known of an object that has come; None for others."""
+        with self.lock_store:
+            return self._kept.get(object_id)
+
+    def delete(self, object_id: str) -> None:
+        """Drop an object that is part of nothing, and whatever of its parts is then part of none.
+
+        Flower's own method, which comes by here for every one of them.
+        """
+        with self.lock_store:
+            super().delete(object_id)
+            if object_id in self.store:
+                return
+            self._missing.pop(object_id, None)
+            kept = self._kept.pop(object_id, None)
+            if kept is not None and kept.size > _IN_MEMORY:
+                (self._folder / object_id).unlink()
+
+    def clear(self) -> None:
+        """Drop everything."""
+        with self.lock_store:
+            for path in self._folder.iterdir():
+                path.unlink()
+            super().clear()
+            self._kept.clear()
+            self._missing.clear()
+
+    def _write(self, content: bytes) -> Path:
+        handle, name = tempfile.mkstemp(dir=self._folder, prefix=".part-")
+        with os.fdopen(handle, "wb", buffering=0) as file:
+            file.write(content)
+        return Path(name)
