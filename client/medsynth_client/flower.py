@@ -227,8 +227,8 @@ class Fleet:
             reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, answer), reply_to=head)
         else:
             reply = Message(answer, reply_to=head)
-        reply.metadata.__dict__["_message_id"] = reply.object_id
         with no_object_id_recompute():
+            reply.metadata.__dict__["_message_id"] = reply.object_id
             objects = get_all_nested_objects(reply)
             request = PushMessagesRequest(
                 node=self._node,

@@ -193,10 +193,23 @@ class RoundPlan:
     seal: Seal | None = None
 
     def digest(self) -> str:
-        """SHA-256 over the canonical header and every tensor's name, type, shape and bytes."""
-        digest = hashlib.sha256(canonical_json(self.header))
-        digest.update(tensors_digest(self.weights))
-        return digest.hexdigest()
+        """SHA-256 over the canonical header and every tensor's name, type, shape and bytes.
+
+        It is remembered for as long as no tensor is exchanged or changed by PyTorch: a round asks
+        for it several times, and hashing half a gigabyte takes half a second.
+        """
+        state = [
+            (name, id(tensor), None if tensor.is_inference() else tensor._version)
+            for name, tensor in self.weights.items()
+        ]
+        known = self.__dict__.get("_digest")
+        if known is None or known[0] != state:
+            digest = hashlib.sha256(canonical_json(self.header))
+            digest.update(tensors_digest(self.weights))
+            known = state, digest.hexdigest()
+            self.__dict__["_digest"] = known
+        text: str = known[1]
+        return text
 
 
 def canonical_json(value: BaseModel) -> bytes:

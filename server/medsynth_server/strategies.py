@@ -111,9 +111,19 @@ class Combiner:
         if not self._in_pieces:
             yield [(name, 0, tensor.numel()) for name, tensor in current.items()]
             return
+        held: list[_Span] = []
+        room = _PIECE
         for name, tensor in current.items():
             for start in range(0, max(1, tensor.numel()), _PIECE):
-                yield [(name, start, min(start + _PIECE, tensor.numel()))]
+                span = (name, start, min(start + _PIECE, tensor.numel()))
+                # One span of a tensor a piece, as pieces are named by tensors.
+                if held and (span[2] - start > room or held[-1][0] == name):
+                    yield held
+                    held, room = [], _PIECE
+                held.append(span)
+                room -= span[2] - start
+        if held:
+            yield held
 
     def _combine(
         self,

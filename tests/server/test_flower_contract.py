@@ -40,30 +40,33 @@ PRIVATE = {
     },
     "flwr.simulation": {"run_simulation"},
     "flwr.proto.message_pb2": {"ObjectTree"},
-    "flwr.server.superlink.linkstate": {"LinkStateFactory"},
     "flwr.server.superlink.linkstate.sql_linkstate": {"SqlLinkState"},
     "flwr.supercore": {"sql_mixin"},
-    "flwr.supercore.constant": {"FLEET_HTTP_PUBLIC_KEY_HEADER", "NOOP_FEDERATION_ID", "TaskType"},
+    "flwr.supercore.constant": {
+        *("FLEET_HTTP_PUBLIC_KEY_HEADER", "NOOP_FEDERATION_ID", "TaskType", "HEAD_BODY_DIVIDER"),
+    },
     "flwr.supercore.error": {"http_error_translator"},
     "flwr.supercore.inflatable.inflatable_object": {
         *("get_all_nested_objects", "get_object_tree", "iterate_object_tree", "get_object_id"),
-        "get_object_body",
+        *("get_object_body", "UnexpectedObjectContentError"),
         *("no_object_id_recompute", "get_object_children_ids_from_object_content"),
         "get_object_type_from_object_content",
     },
     "flwr.supercore.inflatable.inflatable_utils": {
         *("inflate_object_from_contents", "validate_object_content"),
     },
-    "flwr.supercore.object_store": {"NoObjectInStoreError", "ObjectStore", "ObjectStoreFactory"},
+    "flwr.supercore.object_store": {"NoObjectInStoreError"},
     "flwr.supercore.object_store.in_memory_object_store": {"InMemoryObjectStore"},
     "flwr.supercore.primitives.asymmetric": {"public_key_to_bytes"},
-    "flwr.supercore.protobuf.translation": {"ProtobufTranslationMiddleware"},
-    "flwr.supercore.routers": {"health"},
-    "flwr.supercore.run": {"Run"},
+    "flwr.supercore.protobuf.constants": {"PROTOBUF_MEDIA_TYPE"},
+    "flwr.supercore.protobuf.translation": {
+        *("PROTOBUF_REQUEST_TYPES", "ProtobufTranslationMiddleware"),
+    },
+    "flwr.supercore.run": {"Run", "RunStatus"},
     "flwr.supercore.task_identity": {"TaskIdentity"},
     "flwr.superlink.federation": {"NoOpFederationManager"},
-    "flwr.superlink.routers.fleet.node_auth": {"NodeAuthMiddleware"},
-    "flwr.superlink.routers.fleet.router": {"router"},
+    "flwr.superlink.routers.fleet.node_auth": {"authenticate_node"},
+    "flwr.superlink.servicer.fleet": {"fleet_handlers"},
 }
 
 
@@ -154,7 +157,7 @@ def test_a_link_keeps_nodes_and_clears_what_a_dead_process_left(tmp_path: Path) 
     assert first._state.activate_node(node, 30)
     name = first.ask(train_message(_content(), node))
     assert name is not None
-    assert first.answer(name) is None
+    assert first.answers([name]) == {}
     assert first.nodes()[node].online
     # The process dies here; another takes the database over.
     second = Link(tmp_path / "link.db")

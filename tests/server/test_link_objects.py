@@ -187,24 +187,43 @@ def test_messages_that_come_and_go_at_once_keep_what_they_share(tmp_path: Path) 
     assert list((tmp_path / "objects").iterdir()) == []
 
 
-def an_array(chunk_ids: list[int]) -> dict[str, bytes]:
-    """An array's objects, whose head names its parts so."""
-    array = Array(dtype="uint8", shape=(3,), stype="safetensors", data=b"abc")
+def an_array(store: ObjectFiles, chunk_ids: list[int], data: bytes = b"abc") -> tuple[str, str]:
+    """Put an array there whose head names its parts so; gives its name and its part's."""
+    array = Array(dtype="uint8", shape=(3,), stype="safetensors", data=data)
     ((part, chunk),) = array.slice_array()
     said = {"dtype": "uint8", "shape": [3], "stype": "safetensors", "arraychunk_ids": chunk_ids}
-    body = json.dumps(said).encode()
-    return {
-        "array": add_header_to_object_body(object_body=body, obj=array),
-        part: chunk.deflate(),
-    }
+    head = add_header_to_object_body(object_body=json.dumps(said).encode(), obj=array)
+    name = get_object_id(head)
+    store.preregister(1, tree(name, part))
+    store.put(name, head)
+    store.put(part, chunk.deflate())
+    return name, part
 
 
-def test_a_part_that_is_named_more_than_once_is_refused() -> None:
+@pytest.mark.parametrize("data", [b"abc", b"a" * LARGE])
+def test_an_array_is_read_when_it_is_looked_at(tmp_path: Path, data: bytes) -> None:
+    store = ObjectFiles(tmp_path / "objects")
+    name, part = an_array(store, [0], data)
+    array = _later(name, {part}, store)
+    assert (array.stype, array.data) == ("safetensors", data)
+    body = store.body(part)
+    store.delete(name)
+    assert body is not None
+    assert bytes(body) == data  # who looks at it still sees it
+    with pytest.raises(BadMessage, match="taken away"):
+        _ = array.data
+
+
+def test_parts_that_are_named_twice_or_are_none_are_refused(tmp_path: Path) -> None:
     """A million names of one part would be as many times its bytes."""
-    assert _later("array", an_array([0]).__getitem__).data == b"abc"
+    store = ObjectFiles(tmp_path / "objects")
     for strange in ([0, 0], [], [1], [-1]):
+        name, part = an_array(store, strange)
         with pytest.raises(BadMessage, match="disorder"):
-            _later("array", an_array(strange).__getitem__)
+            _later(name, {part}, store)
+    name, _ = an_array(store, [0])
+    with pytest.raises(BadMessage, match="disorder"):  # another's object, not of this answer
+        _later(name, set(), store)
 
 
 def test_a_nodes_number_is_looked_up_once_and_an_unknown_key_each_time(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from medsynth_common.errors import BadMessage, Problem
 from medsynth_common.identity.seal import Seal
 from medsynth_common.plan import PlanHeader, RoundPlan, canonical_json, parse
-from medsynth_common.tensors import pack, under, unpack, with_prefix
+from medsynth_common.tensors import packed_pieces, under, unpack, with_prefix
 from medsynth_common.update import SiteUpdate, UpdateHeader
 from medsynth_common.wire import site_pb2
 from medsynth_common.wire.site_pb2 import Failure, PlanPart, UpdatePart
@@ -23,7 +23,7 @@ def plan_parts(plan: RoundPlan) -> Iterator[PlanPart]:
     yield PlanPart(header=canonical_json(plan.header))
     if plan.seal is not None:
         yield PlanPart(seal=_seal_message(plan.seal))
-    for chunk in _chunks(pack(plan.weights)):
+    for chunk in packed_pieces(plan.weights, size=CHUNK_BYTES):
         yield PlanPart(chunk=chunk)
 
 
@@ -92,15 +92,17 @@ def _join(
 ) -> tuple[bytes, Seal | None, bytes]:
     header: bytes | None = None
     seal: Seal | None = None
-    content = bytearray()
+    chunks: list[bytes] = []
+    size = 0
     for part in parts:
         kind = part.WhichOneof("part")
-        if kind == "header" and header is None and not content:
+        if kind == "header" and header is None and not chunks:
             header = part.header
-        elif kind == "seal" and header is not None and seal is None and not content:
+        elif kind == "seal" and header is not None and seal is None and not chunks:
             seal = Seal(header=part.seal.header, signature=part.seal.signature)
         elif kind == "chunk" and header is not None:
-            content += part.chunk
+            chunks.append(part.chunk)
+            size += len(chunks[-1])
         else:
             raise BadMessage(
                 Problem(
@@ -109,10 +111,10 @@ def _join(
                     wanted="one header, at most one seal, then chunks",
                 )
             )
-        if len(content) > LARGEST_BYTES:
+        if size > LARGEST_BYTES:
             raise BadMessage(
                 Problem(name=what, value="more", wanted=f"at most {LARGEST_BYTES} bytes")
             )
     if header is None:
         raise BadMessage(Problem(name=what, value="no header", wanted="one header, then chunks"))
-    return header, seal, bytes(content)
+    return header, seal, b"".join(chunks)

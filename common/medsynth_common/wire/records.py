@@ -102,25 +102,37 @@ def packed(weights: Mapping[str, Tensor]) -> ArrayRecord:
     )
 
 
-def arrays(weights: Any) -> ArrayRecord:
-    """Put named tensors into an array record.
+class _Numbers(Array):  # type: ignore[misc] # flwr ships no types that mypy follows
+    """Numbers where they lie: for who looks at them in this process, and no use on the wire."""
+
+    def __init__(self, values: Any) -> None:
+        self.__dict__.update(dtype=str(values.dtype), shape=values.shape, stype="", data=b"")
+        self.__dict__["_values"] = values
+
+    def numpy(self) -> Any:
+        """Give them; whoever changes them changes the tensor."""
+        return self.__dict__["_values"]
+
+
+def arrays(weights: Mapping[str, Tensor]) -> ArrayRecord:
+    """Put named tensors into an array record, for this process alone: nothing is copied.
+
+    A strategy takes what it is given out of such a record, and it is no use on the wire.
 
     Raises:
         BadMessage: a tensor is of a type that numpy, and so Flower, has not: a peer sent it.
 
     """
+    record = ArrayRecord()
     try:
-        return ArrayRecord(
-            {
-                name: Array(tensor.detach().cpu().contiguous().numpy())
-                for name, tensor in weights.items()
-            }
-        )
+        for name, tensor in weights.items():
+            record[name] = _Numbers(tensor.detach().cpu().contiguous().numpy())
     except TypeError as error:
         types = sorted({str(tensor.dtype) for tensor in weights.values()})
         raise BadMessage(
             Problem(name="tensors", value=", ".join(types), wanted="types that numpy has")
         ) from error
+    return record
 
 
 def tensors(record: ArrayRecord) -> dict[str, Tensor]:

@@ -7,7 +7,6 @@ length or too long a one, a key that is not enrolled.
 
 import base64
 import binascii
-import gc
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
@@ -33,9 +32,6 @@ LARGEST: Final[Mapping[str, int]] = {
     "/v1/fleet/pull-object": 1 << 14,
     "/v1/fleet/confirm-message-received": 1 << 14,
 }
-#: A request that is done stays in a circle of references, its body of megabytes with it, until
-#: Python's collector comes; it goes by the number of objects. So it is called after so many bytes.
-_COLLECTED: Final = 32 << 20
 #: As Flower would say it of a key that it does not know.
 _NOT_ENROLLED: Final = {"code": 2004, "message": "this node's key is not enrolled here"}
 
@@ -51,7 +47,6 @@ class Guard:
 
     def __init__(self, inner: Application, *, enrolled: Callable[[bytes], bool]) -> None:
         self._inner, self._enrolled = inner, enrolled
-        self._passed = 0
 
     async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
         """Answer a request, or hand it on."""
@@ -64,15 +59,7 @@ class Guard:
             await _refuse(refusal, send)
             return
 
-        async def count(message: Any) -> None:
-            self._passed += len(message.get("body", b""))
-            await send(message)
-
-        await self._inner(scope, receive, count)
-        self._passed += int(dict(scope["headers"]).get(b"content-length", 0))
-        if self._passed > _COLLECTED:
-            self._passed = 0
-            gc.collect()
+        await self._inner(scope, receive, send)
 
     def _refusal(self, scope: _Scope) -> int | None:
         """The status to refuse with, by the request's first lines; None to let it pass."""

@@ -1,6 +1,5 @@
 """Opening a federation to its sites: link, door and grid, and the pulse that keeps them."""
 
-import gc
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -94,24 +93,10 @@ def opened(
             key=premises.key,
             enrolled=grid.enrolled,
         )
-        with _lasting_objects_left_alone(), door, _pulse(link, lambda: on_pulse(grid)):
+        with door, _pulse(link, lambda: on_pulse(grid)):
             yield grid, door
     finally:
         link.close()
-
-
-@contextmanager
-def _lasting_objects_left_alone() -> Iterator[None]:
-    """Keep the collector from what was imported, which takes it a quarter of a second a walk.
-
-    The guard calls it after every few megabytes (`Guard`), while sites wait.
-    """
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 @contextmanager

@@ -35,6 +35,8 @@ _TRIES: Final = 5
 #: Seconds for which a node that went away may come back before the round goes on without it.
 GRACE: Final = 30.0
 _POLL: Final = 0.25
+#: Between two looks at nodes and answers when no answer has come, seconds.
+_LOOK: Final = 1.0
 _BEAT_SECONDS: Final = 5.0
 #: What an error may be called; anything else that a node sends is no name of an error.
 _ERROR_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9]{0,63}")
@@ -222,8 +224,10 @@ class FlowerGrid:
                 self._beat()
                 late = time.monotonic() > deadline
                 nodes = self.nodes()
+                new = [asked.name for asked in open_questions if asked.name and not asked.arriving]
+                found = self._link.answers(new)
                 for asked in list(open_questions):
-                    answer = self._look(asked, nodes, timeout)
+                    answer = self._look(asked, nodes, found.get(asked.name or ""), timeout)
                     if answer is None and late:
                         answer = TimedOut.__name__
                     if answer is not None:
@@ -231,7 +235,7 @@ class FlowerGrid:
                         self._forget(asked)
                         yield asked.node, answer
                 if open_questions:
-                    self._link.wait(_POLL)
+                    self._link.wait(min(_LOOK, max(0.0, deadline - time.monotonic())))
         finally:
             for asked in open_questions:
                 self._forget(asked)
@@ -266,33 +270,33 @@ class FlowerGrid:
         asked.tries += 1
 
     def _look(
-        self, asked: _Asked, nodes: Mapping[str, Node], seconds: float
+        self,
+        asked: _Asked,
+        nodes: Mapping[str, Node],
+        found: Message | Gone | None,
+        seconds: float,
     ) -> SiteUpdate | str | None:
         """Give the checked answer, or an error's name in its place; None while there is none."""
         node = nodes.get(asked.site)
         if node is None:
             return NotEnrolled.__name__
         try:
-            if asked.name is not None:
-                if (answer := self._answer(asked)) is not None:
+            if asked.name is not None and not isinstance(found, Gone):
+                if (answer := self._answer(asked, found)) is not None:
                     return answer
                 if node.online and node.activated == asked.activated:
                     return None
-        except Gone:
-            pass
         except (BadMessage, Refused) as error:
             log.info("%s: %s: %s", asked.site, type(error).__name__, error)
             return type(error).__name__
         return self._lost(asked, node, seconds)
 
-    def _answer(self, asked: _Asked) -> SiteUpdate | str | None:
-        """What the link has. Raises `Gone`, and whatever is wrong with the answer."""
-        assert asked.name is not None
+    def _answer(self, asked: _Asked, found: Message | None) -> SiteUpdate | str | None:
+        """What the link has. Raises whatever is wrong with the answer."""
         assert asked.sealed is not None
         expected = expected_update(asked.plan).values()
         size = sum(tensor.numel() * tensor.element_size() for tensor in expected)
         if asked.arriving is None:
-            found = self._link.answer(asked.name)
             if found is None:
                 return None
             if found.has_error():

@@ -1,13 +1,13 @@
 """The link: the part of Flower's SuperLink that sites talk to, without the rest.
 
 A stock SuperLink serves its Control and Runtime APIs, which start code, on the same port and
-without authentication. Here they are not mounted at all: the application is Flower's fleet router
-alone, over Flower's own state in one SQLite file and its objects in others (`objects.py`), and
-questions go in and answers come out by direct calls on that state.
+without authentication. Here they are not there at all: nodes' own messages are answered
+(`desk.py`), over Flower's state in one SQLite file (`state.py`) and its objects in others
+(`objects.py`), and questions go in and answers come out by direct calls on that state.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from cryptography.hazmat.primitives.serialization import load_ssh_public_key
-from fastapi import FastAPI
 from flwr.app import Array, Message, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.app.message.arraychunk import ArrayChunk
@@ -27,9 +26,7 @@ from flwr.common.constant import (
     ErrorCode,
     Status,
 )
-from flwr.server.superlink.linkstate import LinkStateFactory
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, NOOP_FEDERATION_ID, TaskType
-from flwr.supercore.error import http_error_translator
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     get_object_body,
@@ -39,17 +36,11 @@ from flwr.supercore.inflatable.inflatable_object import (
     no_object_id_recompute,
 )
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
-from flwr.supercore.object_store import NoObjectInStoreError, ObjectStoreFactory
+from flwr.supercore.object_store import NoObjectInStoreError
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
-from flwr.supercore.protobuf.translation import ProtobufTranslationMiddleware
-from flwr.supercore.routers import health
-from flwr.superlink.federation import NoOpFederationManager
-from flwr.superlink.routers.fleet.node_auth import NodeAuthMiddleware
-from flwr.superlink.routers.fleet.router import router as fleet_router
-from starlette.middleware import Middleware
-from starlette.middleware.base import BaseHTTPMiddleware
 
 from medsynth_common.errors import BadMessage, MedsynthError, Problem
+from medsynth_server.flower.desk import Desk
 from medsynth_server.flower.messages import give_message_id, start_identity
 from medsynth_server.flower.objects import Kept, ObjectFiles
 from medsynth_server.flower.state import State
@@ -118,12 +109,10 @@ class Link:
         self._folder = database.parent
         self._objects = ObjectFiles(database.with_name("objects"))
         self._state: Any = State(database, self._objects)
-        factory = LinkStateFactory(str(database), NoOpFederationManager(), ObjectStoreFactory())
-        factory.state_instance = self._state
         self._clear_old_runs()
         self._run, self._task = self._start_run()
         start_identity(self._run)
-        self.app = _application(factory)
+        self.app = Desk(self._state)
 
     def register(self, node_key: str) -> int:
         """Let a node with this OpenSSH public key in; gives its number, the same every time."""
@@ -148,30 +137,24 @@ class Link:
 
         Its objects are there before it is: a node that finds it finds the whole of it.
         """
-        state, run = self._state, self._run
         give_message_id(question, question.object_id)
         tree, objects = get_object_tree(question), get_all_nested_objects(question)
-        session = state.start_session(run)
-        for name in state.preregister_object_tree(tree, session):
-            if not state.store_object(run, session, name, objects[name].deflate()):
-                raise MedsynthError(f"the link's database did not take object {name}")
-        stored: str | None = state.store_message_ins(remove_content_from_message(question))
+        for name in self._objects.preregister(self._run, tree):
+            self._objects.put(name, objects[name].deflate())
+        stored: str | None = self._state.store_message_ins(remove_content_from_message(question))
         return stored
 
-    def answer(self, question: str) -> Message | None:
-        """Look for an answer, without its content; None when there is none yet.
+    def answers(self, questions: Collection[str]) -> dict[str, Message | Gone]:
+        """Look for answers, without their content, to questions by name.
 
-        Raises:
-            Gone: the node went away, and an answer with it.
-
+        Whose node went away, and an answer with it, has `Gone` in its place.
         """
-        found = self._state.get_message_res({question}, self._run)
-        if not found:
-            return None
-        answer: Message = found[0]
-        if answer.has_error() and answer.error.code in _GONE:
-            raise Gone(str(answer.error.reason))
-        return answer
+        found: dict[str, Message | Gone] = {}
+        for answer in self._state.get_message_res(set(questions), self._run):
+            gone = answer.has_error() and answer.error.code in _GONE
+            name: str = answer.metadata.reply_to_message_id
+            found[name] = Gone(str(answer.error.reason)) if gone else answer
+        return found
 
     def arriving(self, answer: Message, *, most: int) -> Arriving:
         """Begin to collect an answer's objects. Raises `BadMessage` when there are over `most`."""
@@ -208,13 +191,7 @@ class Link:
         size = sum(kept.size for kept in here.values())
         if size > most + ROOM:
             raise _unusable(f"{size} bytes")
-        return _content(arriving.root, here, self._read) if len(here) == len(found) else None
-
-    def _read(self, name: str) -> bytes:
-        content = self._objects.get(name)
-        if not content:
-            raise _unusable("a part that was taken away")
-        return content
+        return _content(arriving.root, here, self._objects) if len(here) == len(found) else None
 
     def shelve(self, pieces: Iterator[bytes]) -> Shelf:
         """Put an answer's tensors on the disk that the database is on."""
@@ -259,25 +236,6 @@ def pem_of(node_key: str) -> bytes:
     return pem
 
 
-def _application(factory: Any) -> FastAPI:
-    """Flower's fleet API and nothing else: no Control, no Runtime, no documentation pages."""
-    app = FastAPI(
-        docs_url=None,
-        redoc_url=None,
-        openapi_url=None,
-        middleware=[
-            Middleware(BaseHTTPMiddleware, dispatch=http_error_translator),
-            Middleware(ProtobufTranslationMiddleware),
-            Middleware(NodeAuthMiddleware),
-        ],
-    )
-    app.state.linkstate_factory = factory
-    app.state.enable_supernode_auth = True
-    app.include_router(health.router)
-    app.include_router(fleet_router)
-    return app
-
-
 def _node(info: Any) -> Node:
     if not info.last_activated_at:
         return Node(online=False, activated="", seen=None)
@@ -289,14 +247,14 @@ def _node(info: Any) -> Node:
     return Node(online=online, activated=info.last_activated_at, seen=seen)
 
 
-def _content(root: str, here: Mapping[str, Kept], read: Callable[[str], bytes]) -> RecordDict:
+def _content(root: str, here: Mapping[str, Kept], objects: ObjectFiles) -> RecordDict:
     arrays = [name for name, kept in here.items() if kept.kind == Array.__qualname__]
     chunks = [name for name, kept in here.items() if kept.kind == ArrayChunk.__qualname__]
     records = [name for name in here if name not in {*arrays, *chunks}]
     try:
         message = inflate_object_from_contents(
             root,
-            {name: read(name) for name in records},
+            {name: objects.get(name) for name in records},
             # Stand-ins, each with its object's name; records copy what they are given.
             objects={name: Array("", (), name, b"") for name in arrays},
         )
@@ -304,7 +262,7 @@ def _content(root: str, here: Mapping[str, Kept], read: Callable[[str], bytes]) 
             raise _unusable("no content")
         for record in message.content.array_records.values():
             for name, stand_in in record.items():
-                record[name] = _later(stand_in.stype, read)
+                record[name] = _later(stand_in.stype, set(chunks), objects)
     except BadMessage:
         raise
     except Exception as error:
@@ -313,20 +271,20 @@ def _content(root: str, here: Mapping[str, Kept], read: Callable[[str], bytes]) 
     return message.content
 
 
-def _later(name: str, read: Callable[[str], bytes]) -> _LaterArray:
+def _later(name: str, chunks: Collection[str], objects: ObjectFiles) -> _LaterArray:
     """An array by its object's name. Raises whatever its head raises where it is none."""
-    head = read(name)
+    head = objects.get(name) or b""
     said = json.loads(get_object_body(head, Array))
     parts = get_object_children_ids_from_object_content(head)
     # In their order, each once: a part that is named a million times would be a million parts.
-    if said["arraychunk_ids"] != list(range(len(parts))):
+    if said["arraychunk_ids"] != list(range(len(parts))) or not set(parts) <= set(chunks):
         raise _unusable("an array's parts in disorder")
 
     def whole() -> bytes:
-        try:
-            return b"".join(get_object_body(read(part), ArrayChunk) for part in parts)
-        except ValueError as error:
-            raise _unusable(type(error).__name__) from error
+        bodies = [objects.body(part) for part in parts]
+        if None in bodies:
+            raise _unusable("an array whose parts were taken away")
+        return b"".join(body for body in bodies if body is not None)
 
     return _LaterArray(str(said["stype"]), whole)
 

@@ -5,15 +5,19 @@ are written to its log, copied into its pages and written again when they are de
 it must outlive the process, since a run that is begun again asks anew; so files will do.
 """
 
+import mmap
 import os
 import shutil
 import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from flwr.proto.message_pb2 import ObjectTree
+from flwr.supercore.constant import HEAD_BODY_DIVIDER
 from flwr.supercore.inflatable.inflatable_object import (
     get_object_id,
     get_object_type_from_object_content,
@@ -58,6 +62,7 @@ class ObjectFiles(InMemoryObjectStore):  # type: ignore[misc] # flwr ships no ty
         folder.mkdir(mode=0o700, parents=True)
         self._folder = folder
         self._kept: dict[str, Kept] = {}
+        self._prepared = threading.local()
         self._missing: dict[str, set[str]] = {}
         self.whole = threading.Event()
 
@@ -79,13 +84,15 @@ class ObjectFiles(InMemoryObjectStore):  # type: ignore[misc] # flwr ships no ty
                 self._missing[object_tree.object_id] = set(missing)
             return missing
 
-    def put(self, object_id: str, object_content: bytes) -> None:
-        """Keep an object.
+    @contextmanager
+    def prepared(self, object_id: str, object_content: bytes) -> Iterator[None]:
+        """Look at an object and write it before this thread `put`s it.
+
+        That takes long, and within a transaction on Flower's database all nodes would wait for it.
 
         Raises:
             ValueError: it is not the one of this name.
             UnexpectedObjectContentError: it is no object of Flower's.
-            NoObjectInStoreError: no message that has it is known.
 
         """
         if get_object_id(object_content) != object_id:
@@ -93,25 +100,44 @@ class ObjectFiles(InMemoryObjectStore):  # type: ignore[misc] # flwr ships no ty
         validate_object_content(content=object_content)
         kind = get_object_type_from_object_content(object_content)
         kept = Kept(kind=kind, size=len(object_content))
-        large = kept.size > _IN_MEMORY
-        written = self._write(object_content) if large else None
+        part = self._write(object_content) if kept.size > _IN_MEMORY else None
+        self._prepared.object = object_id, kept, part
+        try:
+            yield
+        finally:
+            self._prepared.object = None
+            if part is not None:
+                part.unlink(missing_ok=True)  # it was not wanted
+
+    def put(self, object_id: str, object_content: bytes) -> None:
+        """Keep an object, which may be `prepared`.
+
+        Raises:
+            ValueError, UnexpectedObjectContentError: as `prepared` does.
+            NoObjectInStoreError: no message that has it is known.
+
+        """
+        prepared = getattr(self._prepared, "object", None)
+        if prepared is None or prepared[0] != object_id:
+            with self.prepared(object_id, object_content):
+                return self.put(object_id, object_content)
+        _, kept, part = prepared
         with self.lock_store:
             entry = self.store.get(object_id)
-            if entry is None or entry.is_available:
-                if written is not None:
-                    written.unlink()
-                if entry is None:
-                    raise NoObjectInStoreError(f"{object_id} belongs to no message")
-                return
-            if written is not None:
-                written.rename(self._folder / object_id)
-            entry.content, entry.is_available = b"" if large else object_content, True
+            if entry is None:
+                raise NoObjectInStoreError(f"{object_id} belongs to no message")
+            if entry.is_available:
+                return None
+            if part is not None:
+                part.rename(self._folder / object_id)
+            entry.content, entry.is_available = b"" if part else object_content, True
             self._kept[object_id] = kept
             for root in [root for root, names in self._missing.items() if object_id in names]:
                 self._missing[root].remove(object_id)
                 if not self._missing[root]:
                     del self._missing[root]
                     self.whole.set()
+        return None
 
     def get(self, object_id: str) -> bytes | None:
         """Give an object: nothing (`b""`) when it has not come, None when it is not known."""
@@ -124,6 +150,19 @@ class ObjectFiles(InMemoryObjectStore):  # type: ignore[misc] # flwr ships no ty
             file = (self._folder / object_id).open("rb", buffering=0)
         with file:  # read without the lock: once open, it may be deleted meanwhile
             return file.readall()
+
+    def body(self, object_id: str) -> memoryview | None:
+        """Give an object without its head, a large one as a view of its file; None if not here."""
+        with self.lock_store:
+            kept = self._kept.get(object_id)
+            if kept is None or kept.size <= _IN_MEMORY:
+                content: Any = self.store[object_id].content if kept is not None else None
+            else:
+                with (self._folder / object_id).open("rb") as file:  # the map outlives both
+                    content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        if content is None:
+            return None
+        return memoryview(content)[content.find(HEAD_BODY_DIVIDER) + len(HEAD_BODY_DIVIDER) :]
 
     def kept(self, object_id: str) -> Kept | None:
         """What is known of an object that has come; None for others."""
