@@ -1,19 +1,26 @@
-"""Tensors that lie in a file and not in memory: a large answer, until it is combined."""
+"""Tensors that lie in a file and not in memory: a large answer until it is combined, and what
+is made of large answers until it is looked at.
+"""
 
 import json
+import mmap
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from medsynth_common.errors import BadMessage, Problem
-from medsynth_common.safetensors_writer import TYPE_OF
+from medsynth_common.safetensors_writer import TYPE_OF, bytes_of
 from medsynth_common.tensors import NOT_SAFETENSORS
+
+#: Where a tensor may begin in a file, bytes.
+_ALIGNED: Final = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +47,7 @@ class Shelf(Mapping[str, Tensor]):
             BadMessage: they are no safetensors.
 
         """
+        self.folder = folder
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".part-") as file:
             for piece in pieces:
                 file.write(piece)
@@ -71,6 +79,48 @@ class Shelf(Mapping[str, Tensor]):
     def __del__(self) -> None:
         if hasattr(self, "_file"):
             os.close(self._file)
+
+
+class Draft:
+    """Tensors of a given form that are being made, in a file without a name.
+
+    What is written is not in memory. `tensors` are ordinary ones over a map of the file: a page of
+    it comes into memory when it is looked at, and by then what they replace may be gone.
+    """
+
+    def __init__(self, forms: Mapping[str, Tensor], *, folder: Path) -> None:
+        """Begin with zeros, in a file on the disk of `folder`."""
+        self._places: dict[str, _Place] = {}
+        end = 0
+        for name, form in forms.items():
+            place = _Place(start=end, dtype=form.dtype, shape=tuple(form.shape))
+            self._places[name] = place
+            end += -(-_count(place.shape) * place.width // _ALIGNED) * _ALIGNED
+        self._size = end
+        self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 - as long as it
+        self._file.truncate(max(1, end))
+
+    def put(self, name: str, start: int, values: Tensor) -> None:
+        """Write some elements of a tensor, counted as they lie, in its type."""
+        place = self._places[name]
+        content = bytes_of(values.to(place.dtype))
+        at = place.start + start * place.width
+        while content:
+            written = os.pwrite(self._file.fileno(), content, at)
+            content, at = content[written:], at + written
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Give them; the file is gone with the last one."""
+        held = mmap.mmap(self._file.fileno(), max(1, self._size), access=mmap.ACCESS_COPY)
+        self._file.close()  # the map outlives it
+        return {
+            name: torch.frombuffer(
+                held, dtype=place.dtype, count=_count(place.shape), offset=place.start
+            ).view(place.shape)
+            if _count(place.shape)
+            else torch.empty(place.shape, dtype=place.dtype)
+            for name, place in self._places.items()
+        }
 
 
 def _count(shape: tuple[int, ...]) -> int:

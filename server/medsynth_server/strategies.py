@@ -21,7 +21,7 @@ from medsynth_common.tensors import under, with_prefix
 from medsynth_common.update import SiteUpdate
 from medsynth_common.wire.records import arrays, tensors
 from medsynth_server.flower import reply, train_message
-from medsynth_server.shelf import Shelf
+from medsynth_server.shelf import Draft, Shelf
 
 #: FedProx averages like FedAvg; its proximal term is the sites' part (`segment.proximal`).
 STRATEGIES: Final[Mapping[str, Callable[[], Strategy]]] = {
@@ -54,7 +54,8 @@ class Combiner:
     """A strategy with its memory made explicit, so that a checkpoint can hold it.
 
     Where the strategy combines each number for itself (all but Krum), the weights pass through it
-    in pieces: answers that lie on disk are never in memory together, however many sites there are.
+    in pieces: answers that lie on disk are never in memory together, however many sites there are;
+    and then the new weights lie there too, until they are looked at.
     """
 
     def __init__(self, name: str) -> None:
@@ -81,7 +82,9 @@ class Combiner:
             the new weights, in the types of `current`; and the strategy's memory.
 
         """
-        new = {name: torch.empty_like(tensor) for name, tensor in current.items()}
+        shelves = [a.update.weights for a in answers if isinstance(a.update.weights, Shelf)]
+        new: _Memory | Draft
+        new = Draft(current, folder=shelves[0].folder) if shelves else _Memory(current)
         kept: dict[str, dict[str, Tensor]] = {slot: {} for slot in _MEMORY}
         for piece in self._pieces(current):
             taken = {name: _flat(current, name)[start:stop] for name, start, stop in piece}
@@ -96,13 +99,13 @@ class Combiner:
             }
             combined, after = self._combine(taken, _part(answers, piece), round, before)
             for name, start, stop in piece:
-                _flat(new, name)[start:stop] = combined[name].to(new[name].dtype)
+                new.put(name, start, combined[name])
                 for slot, values in after.items():
                     whole = kept[slot].setdefault(
                         name, torch.empty(current[name].shape, dtype=values[name].dtype)
                     )
                     whole.view(-1)[start:stop] = values[name]
-        return new, {
+        return new.tensors(), {
             name: value for slot in _MEMORY for name, value in with_prefix(slot, kept[slot]).items()
         }
 
@@ -149,6 +152,20 @@ class Combiner:
             if (values := getattr(self._strategy, slot, None))
         }
         return tensors(combined), after
+
+
+class _Memory:
+    """Tensors of a given form that are being made, in memory: as `Draft`."""
+
+    def __init__(self, forms: Mapping[str, Tensor]) -> None:
+        self._tensors = {name: torch.empty_like(form) for name, form in forms.items()}
+
+    def put(self, name: str, start: int, values: Tensor) -> None:
+        whole = self._tensors[name]
+        whole.view(-1)[start : start + values.numel()] = values.to(whole.dtype)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return self._tensors
 
 
 def _part(answers: Sequence[Answer], piece: Sequence[_Span]) -> list[RecordDict]:

@@ -48,7 +48,7 @@ PRIVATE = {
     "flwr.supercore.error": {"http_error_translator"},
     "flwr.supercore.inflatable.inflatable_object": {
         *("get_all_nested_objects", "get_object_tree", "iterate_object_tree", "get_object_id"),
-        *("get_object_body", "UnexpectedObjectContentError"),
+        *("get_object_body", "UnexpectedObjectContentError", "InflatableObject"),
         *("no_object_id_recompute", "get_object_children_ids_from_object_content"),
         "get_object_type_from_object_content",
     },

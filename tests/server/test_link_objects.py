@@ -4,14 +4,17 @@ import json
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
-from flwr.app import Array
+from flwr.app import Array, ArrayRecord, RecordDict
 from flwr.app.message.arraychunk import ArrayChunk
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.inflatable.inflatable_object import (
     UnexpectedObjectContentError,
     add_header_to_object_body,
+    get_all_nested_objects,
     get_object_id,
+    get_object_tree,
 )
 from flwr.supercore.object_store import NoObjectInStoreError
 from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectStore
@@ -19,7 +22,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medsynth_common.errors import BadMessage
-from medsynth_server.flower.link import _later
+from medsynth_server.flower import train_message
+from medsynth_server.flower.link import Link, _later
 from medsynth_server.flower.objects import Kept, ObjectFiles
 from medsynth_server.flower.state import State
 
@@ -185,6 +189,56 @@ def test_messages_that_come_and_go_at_once_keep_what_they_share(tmp_path: Path) 
         thread.join()
     assert failed == []
     assert list((tmp_path / "objects").iterdir()) == []
+
+
+def test_what_is_staged_is_shared_by_messages_and_gone_with_the_block(tmp_path: Path) -> None:
+    store = ObjectFiles(tmp_path / "objects")
+    shared, content = an_object(1, LARGE)
+    unwanted, other = an_object(2, LARGE)
+    small, few = an_object(3)
+    first, second = an_object(4)[0], an_object(5)[0]
+    with store.staging():
+        assert store.stage(shared, content)
+        assert store.stage(shared, content)
+        assert store.stage(unwanted, other)
+        assert not store.stage(small, few)
+        assert not store.staged(small)
+        with pytest.raises(NoObjectInStoreError):
+            store.put_staged(shared)
+        store.preregister(1, tree(first, shared))
+        store.put_staged(shared)
+        # The first message is confirmed and gone before the second is there.
+        store.delete(first)
+        assert store.get(shared) is None
+        assert store.preregister(1, tree(second, shared)) == [shared, second]
+        store.put_staged(shared)
+    assert not store.staged(shared)
+    assert store.get(shared) == content
+    assert [path.name for path in (tmp_path / "objects").iterdir()] == [shared]
+    store.delete(second)
+    assert list((tmp_path / "objects").iterdir()) == []
+
+
+@pytest.mark.parametrize("size", [100, LARGE, 11 << 20])
+def test_a_question_that_is_laid_out_without_its_bytes_is_the_one_with_them(
+    tmp_path: Path, size: int
+) -> None:
+    """Name, parts and contents are what Flower itself would store."""
+    link = Link(tmp_path / "link.db")
+    content = np.random.default_rng(1).bytes(size)
+    plain = Array(dtype="uint8", shape=(size,), stype="safetensors", data=content)
+    with link.laying_out() as array:
+        ours = array(content, "safetensors")
+        assert ours.object_id == plain.object_id
+        assert ours.deflate() == plain.deflate()
+        assert get_object_tree(ours) == get_object_tree(plain)
+        assert len(ours.data) == 0
+        question = train_message(RecordDict({"w": ArrayRecord({})}), node_id=7)
+        question.content["w"]["a"] = ours
+        link.ask(question)
+    for name, one in get_all_nested_objects(plain).items():
+        assert link._objects.get(name) == one.deflate()
+    link.close()
 
 
 def an_array(store: ObjectFiles, chunk_ids: list[int], data: bytes = b"abc") -> tuple[str, str]:

@@ -13,7 +13,7 @@ from medsynth_common.errors import BadMessage
 from medsynth_common.tensors import pack, packed_pieces, tensors_digest, unpack
 from medsynth_server import strategies
 from medsynth_server.flower import start_identity
-from medsynth_server.shelf import Shelf
+from medsynth_server.shelf import Draft, Shelf
 from medsynth_server.strategies import STRATEGIES, Answer, Combiner
 from server.test_strategies import SIZES, _answers
 from tiny_run import same_tensors
@@ -89,3 +89,39 @@ def test_answers_on_disk_and_in_pieces_combine_as_whole_ones_in_memory(
     found, kept = Combiner(name).combine(found, shelved, round=2, memory=kept)
     assert same_tensors(found, wanted)
     assert same_tensors(kept, memory)
+
+
+def test_a_draft_becomes_tensors_and_its_file_goes_with_them(tmp_path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    draft = Draft(TENSORS, folder=tmp_path)
+    for name, tensor in TENSORS.items():
+        flat = tensor.view(-1)
+        for start in range(0, tensor.numel(), 5):
+            draft.put(name, start, flat[start : start + 5].double())
+    made = draft.tensors()
+    assert tensors_digest(made) == tensors_digest(TENSORS)
+    assert list(tmp_path.iterdir()) == []
+    made["a.weight"].add_(1.0)  # a tensor like any other, and nobody else's
+    assert torch.equal(made["a.weight"], TENSORS["a.weight"] + 1.0)
+    del made, draft
+    assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def _resident(field: str) -> int:
+    """Bytes of this process, by kind: RssFile, or VmRSS of all."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise LookupError(field)
+
+
+def test_what_is_drafted_is_not_in_memory_until_it_is_looked_at(tmp_path: Path) -> None:
+    size = 16 << 20
+    draft = Draft({"w": torch.empty(size, device="meta")}, folder=tmp_path)
+    before = _resident("VmRSS")
+    for start in range(0, size, 1 << 18):
+        draft.put("w", start, torch.ones(1 << 18))
+    made = draft.tensors()
+    assert _resident("VmRSS") - before < size  # of the 64 MB that it has: a quarter
+    assert made["w"].sum().item() == size
+    assert _resident("VmRSS") - before > 3 * size

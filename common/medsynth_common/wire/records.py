@@ -89,17 +89,21 @@ def update_from_records(
     )
 
 
-def packed(weights: Mapping[str, Tensor]) -> ArrayRecord:
-    """Put named tensors into a record of safetensors bytes, in pieces."""
-    pieces = packed_pieces(weights, size=PIECE_BYTES)
-    return ArrayRecord(
-        {
-            f"{_PACKED}-{number}": Array(
-                dtype="uint8", shape=(len(piece),), stype=_PACKED, data=piece
-            )
-            for number, piece in enumerate(pieces)
-        }
-    )
+def _array(content: bytes, stype: str) -> Array:
+    return Array(dtype="uint8", shape=(len(content),), stype=stype, data=content)
+
+
+def packed(
+    weights: Mapping[str, Tensor], *, array: Callable[[bytes, str], Array] = _array
+) -> ArrayRecord:
+    """Put named tensors into a record of safetensors bytes, in pieces.
+
+    `array` makes one of a piece and the name of its kind, and need not keep the piece.
+    """
+    record = ArrayRecord()
+    for number, piece in enumerate(packed_pieces(weights, size=PIECE_BYTES)):
+        record[f"{_PACKED}-{number}"] = array(piece, _PACKED)
+    return record
 
 
 class _Numbers(Array):  # type: ignore[misc] # flwr ships no types that mypy follows

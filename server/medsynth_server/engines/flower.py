@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from flwr.app import ArrayRecord, Message
+from flwr.app import Array, ArrayRecord, Message
 from torch import Tensor
 
 from medsynth_common.errors import BadMessage, MedsynthError, Refused, TimedOut
@@ -90,7 +90,8 @@ class _Shared:
     It is packed, hashed and stored once, then, and not for every site.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, array: Callable[[bytes, str], Array]) -> None:
+        self._array = array
         self._weights: Mapping[str, Tensor] = {}
         self._record: ArrayRecord | None = None
 
@@ -100,7 +101,7 @@ class _Shared:
             tensor is self._weights[name] for name, tensor in weights.items()
         )
         if self._record is None or not same:
-            self._weights, self._record = weights, packed(weights)
+            self._weights, self._record = weights, packed(weights, array=self._array)
         return self._record
 
 
@@ -253,8 +254,8 @@ class FlowerGrid:
         return _Asked(site=site, node=node, plan=plan, key=self._keys[site])
 
     def _lay_out_all(self, questions: Iterable[_Asked], seconds: float) -> None:
-        shared = _Shared()  # no longer than this: it is as large as the weights
-        with self._link.laying_out():
+        with self._link.laying_out() as array:
+            shared = _Shared(array)
             for asked in questions:
                 self._lay_out(asked, seconds, shared)
 
@@ -322,8 +323,7 @@ class FlowerGrid:
         if asked.tries >= _TRIES or time.monotonic() > asked.lost + self._grace:
             return NodeLost.__name__
         if node.online:
-            with self._link.laying_out():
-                self._lay_out(asked, seconds, _Shared())
+            self._lay_out_all([asked], seconds)
         return None
 
     def _forget(self, asked: _Asked) -> None:

@@ -8,7 +8,7 @@ without authentication. Here they are not there at all: nodes' own messages are 
 
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -28,6 +28,7 @@ from flwr.common.constant import (
 )
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, NOOP_FEDERATION_ID, TaskType
 from flwr.supercore.inflatable.inflatable_object import (
+    InflatableObject,
     get_all_nested_objects,
     get_object_body,
     get_object_children_ids_from_object_content,
@@ -89,7 +90,42 @@ class Arriving:
     wanted: list[str]
 
 
-class _LaterArray(Array):  # type: ignore[misc] # flwr ships no types that mypy follows
+class _Part(InflatableObject):  # type: ignore[misc] # flwr ships no types that mypy follows
+    """A part of an array that is laid out; its content, when that is in no file."""
+
+    def __init__(self, name: str, content: bytes | None) -> None:
+        self._name, self._content = name, content
+
+    @property
+    def object_id(self) -> str:
+        return self._name
+
+    def deflate(self) -> bytes:
+        assert self._content is not None
+        return self._content
+
+
+class _LaidOut(Array):  # type: ignore[misc] # as above
+    """An array whose bytes are in the link's files."""
+
+    def __init__(self, name: str, head: bytes, parts: Mapping[str, _Part]) -> None:
+        self.__dict__.update(dtype="uint8", shape=(), stype="", data=b"")
+        self.__dict__.update(_name=name, _head=head, _parts=dict(parts))
+
+    @property
+    def object_id(self) -> str:
+        return str(self.__dict__["_name"])
+
+    @property
+    def children(self) -> dict[str, _Part]:
+        parts: dict[str, _Part] = self.__dict__["_parts"]
+        return parts
+
+    def deflate(self) -> bytes:
+        return bytes(self.__dict__["_head"])
+
+
+class _LaterArray(Array):  # type: ignore[misc] # as above
     """An array of an answer that has come, read when it is looked at, and not kept."""
 
     def __init__(self, stype: str, read: Callable[[], bytes]) -> None:
@@ -127,10 +163,25 @@ class Link:
         """Every node that was ever registered."""
         return {info.node_id: _node(info) for info in self._state.get_node_info()}
 
-    def laying_out(self) -> AbstractContextManager[None]:
-        """To `ask` within: what questions share is hashed once, and not for each of them."""
-        shared: AbstractContextManager[None] = no_object_id_recompute()
-        return shared
+    @contextmanager
+    def laying_out(self) -> Iterator[Callable[[bytes, str], Array]]:
+        """To `ask` within.
+
+        Gives what makes an array of bytes and the name of their kind. Its bytes are on disk at
+        once: questions that have it are laid out without them, and share what is there.
+        """
+
+        def array(content: bytes, stype: str) -> Array:
+            whole = Array(dtype="uint8", shape=(len(content),), stype=stype, data=content)
+            name, head, parts = whole.object_id, whole.deflate(), dict(whole.slice_array())
+            kept = {
+                part: None if self._objects.stage(part, chunk := parts[part].deflate()) else chunk
+                for part in parts
+            }
+            return _LaidOut(name, head, {part: _Part(part, kept[part]) for part in kept})
+
+        with no_object_id_recompute(), self._objects.staging():
+            yield array
 
     def ask(self, question: Message) -> str | None:
         """Lay a message out for its node to fetch; gives its name, or None if the node never came.
@@ -140,7 +191,10 @@ class Link:
         give_message_id(question, question.object_id)
         tree, objects = get_object_tree(question), get_all_nested_objects(question)
         for name in self._objects.preregister(self._run, tree):
-            self._objects.put(name, objects[name].deflate())
+            if self._objects.staged(name):
+                self._objects.put_staged(name)
+            else:
+                self._objects.put(name, objects[name].deflate())
         stored: str | None = self._state.store_message_ins(remove_content_from_message(question))
         return stored
 

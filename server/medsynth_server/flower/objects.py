@@ -63,6 +63,7 @@ class ObjectFiles(InMemoryObjectStore):  # type: ignore[misc] # flwr ships no ty
         self._folder = folder
         self._kept: dict[str, Kept] = {}
         self._prepared = threading.local()
+        self._staged: dict[str, tuple[Kept, Path]] = {}
         self._missing: dict[str, set[str]] = {}
         self.whole = threading.Event()
 
@@ -107,7 +108,7 @@ class ObjectFiles(InMemoryObjectStore):  # type: ignore[misc] # flwr ships no ty
         finally:
             self._prepared.object = None
             if part is not None:
-                part.unlink(missing_ok=True)  # it was not wanted
+                part.unlink()  # a link to it stays, if it was wanted
 
     def put(self, object_id: str, object_content: bytes) -> None:
         """Keep an object, which may be `prepared`.
@@ -120,24 +121,61 @@ class ObjectFiles(InMemoryObjectStore):  # type: ignore[misc] # flwr ships no ty
         prepared = getattr(self._prepared, "object", None)
         if prepared is None or prepared[0] != object_id:
             with self.prepared(object_id, object_content):
-                return self.put(object_id, object_content)
+                self.put(object_id, object_content)
+                return
         _, kept, part = prepared
+        if part is None:
+            self._take(object_id, kept, content=object_content)
+        else:
+            self._take(object_id, kept, content=b"", file=part)
+
+    def _take(
+        self, object_id: str, kept: Kept, *, content: bytes, file: Path | None = None
+    ) -> None:
         with self.lock_store:
             entry = self.store.get(object_id)
             if entry is None:
                 raise NoObjectInStoreError(f"{object_id} belongs to no message")
             if entry.is_available:
-                return None
-            if part is not None:
-                part.rename(self._folder / object_id)
-            entry.content, entry.is_available = b"" if part else object_content, True
+                return
+            if file is not None:
+                os.link(file, self._folder / object_id)
+            entry.content, entry.is_available = content, True
             self._kept[object_id] = kept
             for root in [root for root, names in self._missing.items() if object_id in names]:
                 self._missing[root].remove(object_id)
                 if not self._missing[root]:
                     del self._missing[root]
                     self.whole.set()
-        return None
+
+    @contextmanager
+    def staging(self) -> Iterator[None]:
+        """Within it, objects may be `stage`d: put there before the message that they belong to."""
+        try:
+            yield
+        finally:
+            for _, part in self._staged.values():
+                part.unlink()
+            self._staged.clear()
+
+    def stage(self, object_id: str, object_content: bytes) -> bool:
+        """Keep an object of ours, whose name is believed; False when it is too small for that."""
+        if len(object_content) <= _IN_MEMORY:
+            return False
+        if object_id not in self._staged:
+            kind = get_object_type_from_object_content(object_content)
+            kept = Kept(kind=kind, size=len(object_content))
+            self._staged[object_id] = kept, self._write(object_content)
+        return True
+
+    def put_staged(self, object_id: str) -> None:
+        """Give a message what was staged for it. It stays staged: the next one may share it."""
+        kept, part = self._staged[object_id]
+        self._take(object_id, kept, content=b"", file=part)
+
+    def staged(self, object_id: str) -> bool:
+        """Whether an object is."""
+        return object_id in self._staged
 
     def get(self, object_id: str) -> bytes | None:
         """Give an object: nothing (`b""`) when it has not come, None when it is not known."""
