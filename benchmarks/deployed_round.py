@@ -142,11 +142,12 @@ def _model(megabytes: int) -> Model:
 def coordinate(folder: Path, *, megabytes: int, sites: int, rounds: int) -> None:
     """The coordinator's process: serve, ask, and print what memory it took."""
     idle = _resident("VmRSS")
-    start = _model(megabytes)
+    start = [_model(megabytes)]
+    networks = start[0].networks
     Path("/proc/self/clear_refs").write_text(
         "5"
     )  # building it took more; the peak counts from here
-    bytes_of_model = sum(t.numel() * t.element_size() for t in start.tensors.values())
+    bytes_of_model = sum(t.numel() * t.element_size() for t in start[0].tensors.values())
     cards = {f"site-{n}": _card(folder / f"site-{n}") for n in range(sites)}
     premises = Premises(
         database=folder / "link.db",
@@ -159,14 +160,14 @@ def coordinate(folder: Path, *, megabytes: int, sites: int, rounds: int) -> None
     with opened(premises, lambda: cards, key, attendance) as (grid, _):
         Federation(
             arm=Arm.PRIVATE,
-            stages=[Averaging(start.networks, rounds)],
+            stages=[Averaging(networks, rounds)],
             grid=grid,
             checkpoint=Checkpoint(folder / "model.safetensors"),
             log=RunLog(folder / "metrics.jsonl"),
             progress=LineProgress(StringIO()),
             deadline=600.0,
             quorum=sites,
-        ).run(start)
+        ).run(start.pop())  # held by nobody else: a round's memory is its own
     print(json.dumps({"model": bytes_of_model, "idle": idle, "peak": _resident("VmHWM")}))
 
 

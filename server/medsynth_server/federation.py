@@ -146,6 +146,7 @@ class Federation:
 
         """
         model, done = self.checkpoint.load(start)
+        del start  # else a caller that has let it go would have it in memory to the end
         for stage in self.stages:
             if done.covers(stage.name, stage.rounds):
                 continue

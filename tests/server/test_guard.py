@@ -166,16 +166,15 @@ def test_of_a_request_that_is_done_nothing_is_left(wire: Wire) -> None:
             left.append(weakref.ref(self))
 
     member = wire.join("leaver", lambda plan: "PolicyRefusal")
+    wire.grid.enrol()
+    node = wire.grid._node_of["leaver"]
     gc.disable()
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(desk, "Request", Seen)
             with member.client() as client:
-                key = public_key_to_bytes(member.node_key.public_key())
-                asked = ActivateNodeRequest(public_key=key, heartbeat_interval=30)
-                node = client.ActivateNode(asked).node_id
-                client.PullMessages(PullMessagesRequest(node={"node_id": node}))
-                client.PullMessages(PullMessagesRequest(node={"node_id": node}))
+                for _ in range(3):
+                    client.PullMessages(PullMessagesRequest(node={"node_id": node}))
         member.stop()
         assert len(left) >= 3
         deadline = time.monotonic() + 20  # the last one's answer may be on its way out
