@@ -1,6 +1,7 @@
 """The server's only files that know Flower's inner names, written against the pinned version.
 
-`messages` makes and answers messages; `link` is the half of Flower's SuperLink that sites talk to.
+`messages` makes and answers messages. `link` is the half of Flower's SuperLink that sites talk to:
+`desk` answers their requests, `state` remembers runs and nodes, `objects` what messages consist of.
 `tests/server/test_flower_contract.py` says which names these are; when it fails after an upgrade,
 these are the files to mend.
 """
