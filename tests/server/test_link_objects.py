@@ -74,6 +74,12 @@ def test_what_does_not_belong_there_is_refused_and_leaves_nothing(tmp_path: Path
     child, _ = an_object(2)
     with pytest.raises(ValueError, match="other children"):
         store.preregister(1, tree(name, child))
+    twice = ObjectTree(
+        object_id=an_object(3)[0], children=[tree(an_object(4)[0], child), tree(an_object(4)[0])]
+    )
+    with pytest.raises(ValueError, match="other children"):
+        store.preregister(1, twice)
+    assert len(store) == 1
     assert list((tmp_path / "objects").iterdir()) == []
 
 

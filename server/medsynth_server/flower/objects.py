@@ -75,10 +75,14 @@ class ObjectFiles(InMemoryObjectStore):  # type: ignore[misc] # flwr ships no ty
 
         """
         with self.lock_store:  # as one: no other message's end may take a child away in between
+            told: dict[str, list[str]] = {}
             for node in iterate_object_tree(object_tree):
-                known = self.store.get(node.object_id)
                 children = [child.object_id for child in node.children]
-                if known is not None and known.child_object_ids != children:
+                known = self.store.get(node.object_id)
+                before = told.setdefault(
+                    node.object_id, children if known is None else known.child_object_ids
+                )
+                if before != children:  # else what it leaves out would belong to nothing, and stay
                     raise ValueError(f"{node.object_id} is known with other children")
             missing: list[str] = super().preregister(run_id, object_tree)
             if missing:
