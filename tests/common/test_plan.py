@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -186,3 +187,20 @@ def test_a_grid_s_side_is_a_whole_number() -> None:
     fields["grid"][0] += 0.5
     with pytest.raises(BadMessage, match="grid"):
         parse(PlanHeader, json.dumps(fields), name="plan")
+
+
+def test_a_plans_digest_is_remembered_until_a_tensor_is_changed_or_exchanged() -> None:
+    first = plan(Stage.SEGMENT)
+    before = first.digest()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("medsynth_common.plan.tensors_digest", lambda _: pytest.fail("hashed again"))
+        assert first.digest() == before
+    name, tensor = next((n, t) for n, t in first.weights.items() if t.is_floating_point())
+    tensor.view(-1)[0] += 1.0  # through a view
+    changed = first.digest()
+    assert changed != before
+    assert changed == replace(first).digest()  # worked out anew
+    assert isinstance(first.weights, dict)
+    first.weights[name] = tensor - 2.0
+    assert first.digest() not in (before, changed)
+    assert first.digest() == replace(first).digest()
