@@ -42,8 +42,8 @@ log = logging.getLogger(__name__)
 FIRST_PATIENCE: Final = 6.0
 #: Between two questions for work, seconds: short after an answer, when the next round may be near,
 #: then longer by this factor each time, so that a node that has long waited asks once a second.
-_FIRST_POLL: Final = 0.1
-_POLL_GROWTH: Final = 1.2
+_FIRST_POLL: Final = 0.05
+_POLL_GROWTH: Final = 1.15
 _LONGEST_POLL: Final = 1.0
 _BEAT_SECONDS: Final = 20.0
 #: Longer than a coordinator takes to notice that a node has left.

@@ -40,7 +40,7 @@ class Shelf(Mapping[str, Tensor]):
     Each look reads the tensor anew: what is not kept is not held.
     """
 
-    def __init__(self, pieces: Iterator[bytes], *, folder: Path) -> None:
+    def __init__(self, pieces: Iterator[bytes | memoryview], *, folder: Path) -> None:
         """Write safetensors bytes, as they come, into a file on the disk of `folder`.
 
         Raises:

@@ -154,7 +154,7 @@ def test_arrays_that_share_their_bytes_come_to_no_more_than_the_plans_form() -> 
     records["weights"] = ArrayRecord({f"safetensors-{n}": piece for n in range(100)})
     seen: list[int] = []
 
-    def read(pieces: Iterator[bytes]) -> dict[str, torch.Tensor]:
+    def read(pieces: Iterator[bytes | memoryview]) -> dict[str, torch.Tensor]:
         seen.extend(len(piece) for piece in pieces)
         return {}
 

@@ -26,8 +26,9 @@ _SIGNATURE = "signature"
 _PACKED: Final = "safetensors"
 #: The longest array, bytes.
 PIECE_BYTES: Final = 16 << 20
+Bytes = bytes | memoryview
 #: Makes tensors of the pieces of safetensors bytes.
-Reading = Callable[[Iterator[bytes]], Mapping[str, Tensor]]
+Reading = Callable[[Iterator[Bytes]], Mapping[str, Tensor]]
 
 
 def plan_to_records(plan: RoundPlan, *, weights: ArrayRecord | None = None) -> RecordDict:
@@ -60,7 +61,7 @@ def update_to_records(update: SiteUpdate) -> RecordDict:
     return RecordDict(records | _sealed(update.seal))
 
 
-def _in_memory(pieces: Iterator[bytes]) -> Mapping[str, Tensor]:
+def _in_memory(pieces: Iterator[Bytes]) -> Mapping[str, Tensor]:
     return unpack(b"".join(pieces))
 
 
@@ -106,7 +107,20 @@ def packed(
     return record
 
 
-class _Numbers(Array):  # type: ignore[misc] # flwr ships no types that mypy follows
+class ArrayInParts(Array):  # type: ignore[misc] # flwr ships no types that mypy follows
+    """An array whose bytes are elsewhere, and are taken in parts: never all of them at once."""
+
+    def __init__(self, stype: str, parts: Callable[[], Iterator[memoryview]]) -> None:
+        self.__dict__.update(dtype="uint8", shape=(), stype=stype, data=b"")
+        self.__dict__["_parts"] = parts
+
+    def parts(self) -> Iterator[memoryview]:
+        """Give them in their order."""
+        parts: Callable[[], Iterator[memoryview]] = self.__dict__["_parts"]
+        return parts()
+
+
+class _Numbers(Array):  # type: ignore[misc] # as above
     """Numbers where they lie: for who looks at them in this process, and no use on the wire."""
 
     def __init__(self, values: Any) -> None:
@@ -144,7 +158,7 @@ def tensors(record: ArrayRecord) -> dict[str, Tensor]:
     return {name: _tensor(array).clone() for name, array in record.items()}
 
 
-def _at_most(most: int, pieces: Iterator[bytes]) -> Iterator[bytes]:
+def _at_most(most: int, pieces: Iterator[Bytes]) -> Iterator[Bytes]:
     for piece in pieces:
         most -= len(piece)
         if most < 0:
@@ -152,7 +166,7 @@ def _at_most(most: int, pieces: Iterator[bytes]) -> Iterator[bytes]:
         yield piece
 
 
-def _pieces(record: ArrayRecord) -> Iterator[bytes]:
+def _pieces(record: ArrayRecord) -> Iterator[Bytes]:
     """The pieces in their order. Raises `BadMessage` where there is anything else."""
     wanted = [f"{_PACKED}-{number}" for number in range(max(1, len(record)))]
     if set(record) != set(wanted):
@@ -162,7 +176,10 @@ def _pieces(record: ArrayRecord) -> Iterator[bytes]:
         if record[name].stype != _PACKED:
             value = str(record[name].stype)[:40]
             raise BadMessage(Problem(name=name, value=value, wanted=f"bytes of {_PACKED}"))
-        yield record[name].data
+        if isinstance(record[name], ArrayInParts):
+            yield from record[name].parts()
+        else:
+            yield record[name].data
 
 
 def _tensor(array: Array) -> Tensor:

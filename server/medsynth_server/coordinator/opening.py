@@ -10,6 +10,7 @@ from typing import Final
 from medsynth_common.identity import SigningKey
 from medsynth_common.identity.cards import SiteCard
 from medsynth_server.coordinator.door import Door
+from medsynth_server.coordinator.heap import trimmer
 from medsynth_server.engines.flower import FlowerGrid
 from medsynth_server.flower.link import Link
 
@@ -103,12 +104,14 @@ def opened(
 def _pulse(link: Link, on_pulse: Callable[[], None]) -> Iterator[None]:
     """Keep the link's run alive, also while the coordinator trains and asks nobody."""
     done = threading.Event()
+    trim = trimmer()
 
     def beat() -> None:
         # What fails here ends this thread; the grid beats too, and so the run meets the same.
         while not done.wait(_PULSE_SECONDS):
             link.beat()
             on_pulse()
+            trim()
 
     on_pulse()
     thread = threading.Thread(target=beat, name="pulse", daemon=True)

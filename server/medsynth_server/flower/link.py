@@ -41,6 +41,7 @@ from flwr.supercore.object_store import NoObjectInStoreError
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
 from medsynth_common.errors import BadMessage, MedsynthError, Problem
+from medsynth_common.wire.records import ArrayInParts, Bytes
 from medsynth_server.flower.desk import Desk
 from medsynth_server.flower.messages import give_message_id, start_identity
 from medsynth_server.flower.objects import Kept, ObjectFiles
@@ -123,19 +124,6 @@ class _LaidOut(Array):  # type: ignore[misc] # as above
 
     def deflate(self) -> bytes:
         return bytes(self.__dict__["_head"])
-
-
-class _LaterArray(Array):  # type: ignore[misc] # as above
-    """An array of an answer that has come, read when it is looked at, and not kept."""
-
-    def __init__(self, stype: str, read: Callable[[], bytes]) -> None:
-        self.__dict__.update(dtype="uint8", shape=(), stype=stype, _read=read)
-
-    @property
-    def data(self) -> bytes:
-        """Read it."""
-        read: Callable[[], bytes] = self.__dict__["_read"]
-        return read()
 
 
 class Link:
@@ -247,7 +235,7 @@ class Link:
             raise _unusable(f"{size} bytes")
         return _content(arriving.root, here, self._objects) if len(here) == len(found) else None
 
-    def shelve(self, pieces: Iterator[bytes]) -> Shelf:
+    def shelve(self, pieces: Iterator[Bytes]) -> Shelf:
         """Put an answer's tensors on the disk that the database is on."""
         return Shelf(pieces, folder=self._folder)
 
@@ -325,8 +313,11 @@ def _content(root: str, here: Mapping[str, Kept], objects: ObjectFiles) -> Recor
     return message.content
 
 
-def _later(name: str, chunks: Collection[str], objects: ObjectFiles) -> _LaterArray:
-    """An array by its object's name. Raises whatever its head raises where it is none."""
+def _later(name: str, chunks: Collection[str], objects: ObjectFiles) -> ArrayInParts:
+    """An array by its object's name, read when it is looked at.
+
+    Raises whatever its head raises where it is none.
+    """
     head = objects.get(name) or b""
     said = json.loads(get_object_body(head, Array))
     parts = get_object_children_ids_from_object_content(head)
@@ -334,13 +325,14 @@ def _later(name: str, chunks: Collection[str], objects: ObjectFiles) -> _LaterAr
     if said["arraychunk_ids"] != list(range(len(parts))) or not set(parts) <= set(chunks):
         raise _unusable("an array's parts in disorder")
 
-    def whole() -> bytes:
-        bodies = [objects.body(part) for part in parts]
-        if None in bodies:
-            raise _unusable("an array whose parts were taken away")
-        return b"".join(body for body in bodies if body is not None)
+    def bodies() -> Iterator[memoryview]:
+        for part in parts:
+            body = objects.body(part)
+            if body is None:
+                raise _unusable("an array whose parts were taken away")
+            yield body
 
-    return _LaterArray(str(said["stype"]), whole)
+    return ArrayInParts(str(said["stype"]), bodies)
 
 
 def _unusable(value: str) -> BadMessage:
