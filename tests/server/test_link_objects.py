@@ -1,6 +1,7 @@
 """The link's store of objects beside Flower's own, and what a node's requests need not wait for."""
 
 import json
+import sys
 import threading
 from pathlib import Path
 
@@ -171,15 +172,41 @@ def test_whatever_happens_it_holds_what_flowers_own_store_holds(
         assert {path.name for path in folder.iterdir()} == held
 
 
+def test_a_messages_end_waits_while_another_is_registered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it might take away what they share after that was seen and before it was counted."""
+    store = ObjectFiles(tmp_path / "objects")
+    shared, first, second = (an_object(number)[0] for number in range(3))
+    store.preregister(1, tree(first, shared))
+    ending = threading.Thread(target=store.delete, args=(first,))
+    flowers = InMemoryObjectStore.preregister
+    waited: list[bool] = []
+
+    def slow(self: InMemoryObjectStore, run: int, asked: ObjectTree) -> list[str]:
+        ending.start()
+        ending.join(0.2)
+        waited.append(ending.is_alive())
+        names: list[str] = flowers(self, run, asked)
+        return names
+
+    monkeypatch.setattr(InMemoryObjectStore, "preregister", slow)
+    store.preregister(1, tree(second, shared))
+    ending.join()
+    assert waited == [True]
+    assert first not in store
+    assert shared in store
+
+
 def test_messages_that_come_and_go_at_once_keep_what_they_share(tmp_path: Path) -> None:
     store = ObjectFiles(tmp_path / "objects")
-    shared, content = an_object(0, LARGE)
+    shared, content = an_object(0)
     failed: list[BaseException] = []
 
     def come_and_go(number: int) -> None:
         root, head = an_object(number)
         try:
-            for _ in range(60):
+            for _ in range(1000):
                 for name in store.preregister(1, tree(root, shared)):
                     store.put(name, content if name == shared else head)
                 # Ours holds it, whoever else has let it go.
@@ -189,10 +216,15 @@ def test_messages_that_come_and_go_at_once_keep_what_they_share(tmp_path: Path) 
             failed.append(error)
 
     threads = [threading.Thread(target=come_and_go, args=(number,)) for number in range(1, 5)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # threads take turns within a function's lines
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
     assert failed == []
     assert list((tmp_path / "objects").iterdir()) == []
 
