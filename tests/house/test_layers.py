@@ -34,7 +34,8 @@ FACES = {
     ),
     "click": ("common/medsynth_common/command_line.py",),
 }
-FACES |= dict.fromkeys(("fastapi", "starlette"), ("server/medsynth_server/flower/link.py",))
+FACES["fastapi"] = ("server/medsynth_server/flower/desk.py",)
+FACES["starlette"] = ()
 FACES["uvicorn"] = ("server/medsynth_server/coordinator/door.py",)
 PUBLIC_FLOWER = ("flwr.app", "flwr.serverapp", "flwr.clientapp")
 FLOWER_ADAPTERS = ("server/medsynth_server/flower/", "client/medsynth_client/flower.py")
