@@ -198,18 +198,23 @@ class RoundPlan:
         It is remembered for as long as no tensor is exchanged or changed by PyTorch: a round asks
         for it several times, and hashing half a gigabyte takes half a second.
         """
-        state = [
-            (name, id(tensor), None if tensor.is_inference() else tensor._version)
-            for name, tensor in self.weights.items()
-        ]
+        # The tensors themselves: an address may be another's by the time it is looked at again.
+        tensors = dict(self.weights)
+        told = all(not tensor.is_inference() for tensor in tensors.values())  # else no version
+        versions = [tensor._version for tensor in tensors.values()] if told else None
         known = self.__dict__.get("_digest")
-        if known is None or known[0] != state:
-            digest = hashlib.sha256(canonical_json(self.header))
-            digest.update(tensors_digest(self.weights))
-            known = state, digest.hexdigest()
-            self.__dict__["_digest"] = known
-        text: str = known[1]
-        return text
+        if (
+            told
+            and known is not None
+            and known[0].keys() == tensors.keys()
+            and all(known[0][name] is tensor for name, tensor in tensors.items())
+            and known[1] == versions
+        ):
+            return str(known[2])
+        digest = hashlib.sha256(canonical_json(self.header))
+        digest.update(tensors_digest(self.weights))
+        self.__dict__["_digest"] = tensors, versions, digest.hexdigest()
+        return digest.hexdigest()
 
 
 def canonical_json(value: BaseModel) -> bytes:

@@ -204,3 +204,12 @@ def test_a_plans_digest_is_remembered_until_a_tensor_is_changed_or_exchanged() -
     first.weights[name] = tensor - 2.0
     assert first.digest() not in (before, changed)
     assert first.digest() == replace(first).digest()
+
+
+def test_the_digest_of_tensors_without_a_version_is_never_remembered() -> None:
+    with torch.inference_mode():
+        weights = {name: tensor.clone() for name, tensor in plan(Stage.SEGMENT).weights.items()}
+        first = replace(plan(Stage.SEGMENT), weights=weights)
+        before = first.digest()
+        next(t for t in weights.values() if t.is_floating_point()).add_(1.0)
+        assert first.digest() != before

@@ -1,6 +1,8 @@
 """The link's store of objects beside Flower's own, and what a node's requests need not wait for."""
 
+import io
 import json
+import os
 import sys
 import threading
 from pathlib import Path
@@ -326,3 +328,23 @@ def test_a_nodes_number_is_looked_up_once_and_an_unknown_key_each_time(tmp_path:
     with state.session() as session:
         session.connection().exec_driver_sql("DROP TABLE node")
     assert state.get_node_id_by_public_key(b"key") == node
+
+
+def test_what_does_not_fit_on_the_disk_leaves_nothing_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ObjectFiles(tmp_path / "objects")
+    name, content = an_object(1, LARGE)
+    store.preregister(1, tree(name))
+
+    def full(handle: int, mode: str) -> io.BufferedWriter:
+        os.close(handle)
+        return io.open("/dev/full", mode)  # type: ignore[return-value] # noqa: UP020
+
+    with monkeypatch.context() as patch:
+        patch.setattr("medsynth_server.flower.objects.os.fdopen", full)
+        with pytest.raises(OSError, match="No space left"):
+            store.put(name, content)
+    assert list((tmp_path / "objects").iterdir()) == []
+    store.put(name, content)
+    assert store.get(name) == content

@@ -101,8 +101,9 @@ def _join(
         elif kind == "seal" and header is not None and seal is None and not chunks:
             seal = Seal(header=part.seal.header, signature=part.seal.signature)
         elif kind == "chunk" and header is not None:
-            chunks.append(part.chunk)
-            size += len(chunks[-1])
+            if chunk := part.chunk:  # endless empty ones must not fill the list
+                chunks.append(chunk)
+                size += len(chunk)
         else:
             raise BadMessage(
                 Problem(

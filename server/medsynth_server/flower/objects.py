@@ -236,6 +236,10 @@ class ObjectFiles(InMemoryObjectStore):  # type: ignore[misc] # flwr ships no ty
 
     def _write(self, content: bytes) -> Path:
         handle, name = tempfile.mkstemp(dir=self._folder, prefix=".part-")
-        with os.fdopen(handle, "wb", buffering=0) as file:
-            file.write(content)
+        try:
+            with os.fdopen(handle, "wb") as file:  # buffered: the whole of it, or an error
+                file.write(content)
+        except OSError:
+            Path(name).unlink()
+            raise
         return Path(name)
