@@ -76,7 +76,12 @@ synthetic = 2
 steps = 1
 reference = false
 """
-WEIGHTS: Final = ("generator.safetensors", "segmenter.safetensors", "styles.safetensors")
+WEIGHTS: Final = (
+    "generator.safetensors",
+    "segmenter.safetensors",
+    "styles.safetensors",
+    "variation.safetensors",
+)
 Victim = Literal["trainer", "coordinator"]
 
 _FIRST_ASKED, _AFTER_THE_ROUNDS = "moments: 2 rounds", "note: making the synthetic set"

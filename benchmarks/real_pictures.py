@@ -39,6 +39,7 @@ from medsynth_server.run_folder import RunFolder
 from medsynth_server.simulate import simulate
 from medsynth_server.simulated_sites import SimulatedSite, folder_sites
 from medsynth_server.synthesis import Painter
+from medsynth_server.synthesize import PAINTED_WITH
 
 _EXAMPLES: Final = Path(__file__).parents[1] / "deploy" / "examples"
 #: Each data set as a hospital: its folder, and whom to credit.
@@ -101,7 +102,7 @@ def prepared(data: Path, out: Path) -> Path:
 
 def painter(run: RunFolder, config: RunConfig) -> Painter:
     """Paint with the run's own weights, whether its set was released or not."""
-    files = [run.weights / f"{part}.safetensors" for part in ("generator", "styles")]
+    files = [run.weights / f"{part}.safetensors" for part in PAINTED_WITH]
     tensors = {name: t for file in files for name, t in unpack(file.read_bytes()).items()}
     model = Model(networks=config.networks, tensors=tensors)
     return Painter(model, [*_SITES], grid=config.grid, device=torch.device("cpu"))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from medsynth_common.learning.features import fit_scale
 from medsynth_common.learning.moments import Prior, fit_prior
+from medsynth_common.learning.variation import Variation
 from medsynth_common.learning.volumes import Volume
 from medsynth_common.networks import Generator, NetworkSettings, build_critic, build_segmenter
 from medsynth_common.phantom import SITE_SCANNERS, make_phantom
@@ -102,6 +103,7 @@ def model() -> Mapping[str, Tensor]:
         **with_prefix("critic", state_of(critic)),
         **with_prefix("features", fit_scale(critic, volumes(1, 500), 3).tensors()),
         **with_prefix("prior", prior().tensors()),
+        **with_prefix("variation", Variation.independent().tensors()),
         **with_prefix("style", prior().style().tensors()),
     }
 
@@ -140,7 +142,7 @@ def plan(stage: Stage = Stage.MOMENTS, **changes: Any) -> RoundPlan:
         Stage.MOMENTS: ("prior", "style"),
         Stage.SEGMENT: ("segmenter",),
         Stage.METRICS: ("segmenter",),
-        Stage.ADVERSARIAL: ("generator", "segmenter", "critic", "features", "style"),
+        Stage.ADVERSARIAL: ("generator", "segmenter", "critic", "features", "variation", "style"),
     }[stage]
     weights = {name: t for name, t in model().items() if name.split(".")[0] in parts}
     return RoundPlan(header=header(stage, **changes), weights=weights)

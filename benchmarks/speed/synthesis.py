@@ -18,6 +18,7 @@ from benchmarks.results import Cell, Goal
 from medsynth_common.durable import write_bytes
 from medsynth_common.labels import one_hot
 from medsynth_common.learning.painting import paint
+from medsynth_common.learning.variation import Variation
 from medsynth_common.phantom import SITE_SCANNERS, make_phantom
 from medsynth_common.set_layout import Layout, phantom_affine
 from medsynth_common.style import Style, stack
@@ -41,6 +42,10 @@ def write_run(folder: Path, config: RunConfig) -> Model:
     styles = with_prefix("style.site-1", Style.neutral().tensors())
     write_bytes(folder / "weights" / "generator.safetensors", pack(model.part("generator")))
     write_bytes(folder / "weights" / "styles.safetensors", pack(styles))
+    variation = Variation.independent().tensors()
+    write_bytes(
+        folder / "weights" / "variation.safetensors", pack(with_prefix("variation", variation))
+    )
     write_bytes(folder / "config.toml", dump_config(config).encode())
     unprotected = ArmPrivacy(protected=False, sites={})
     write_privacy(

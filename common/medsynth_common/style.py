@@ -51,11 +51,6 @@ class Style:
         zero = torch.zeros(TABLE)
         return cls(offset=zero, gain=zero, spread=zero, code=torch.zeros(CODE_LENGTH))
 
-    def patient(self, generator: torch.Generator) -> "Style":
-        """Draw one patient of this scanner: offsets moved by the between-patient spread."""
-        moved = self.offset + self.spread * torch.randn(TABLE, generator=generator)
-        return Style(offset=moved.clamp(min=0), gain=self.gain, spread=self.spread, code=self.code)
-
     def to(self, device: torch.device) -> "Style":
         """Move every part to a device."""
         return Style(**{name: value.to(device) for name, value in self.tensors().items()})

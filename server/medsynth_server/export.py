@@ -26,11 +26,10 @@ from medsynth_common.labels import CONTRASTS, TISSUES
 from medsynth_server.record import Arm, write_privacy
 from medsynth_server.run_folder import RunFolder
 from medsynth_server.set_description import FAILURE_MODES, NOT_INTENDED, Description
-from medsynth_server.synthesize import FinishedRun
+from medsynth_server.synthesize import PAINTED_WITH, FinishedRun
 
 #: What `synthesize` needs to know of a run's settings.
 _KEPT: Final = ("name", "grid", "crop", "preset", "networks")
-_NEEDED: Final = ("generator", "styles")
 #: Not needed to paint, but what a run is for as well.
 _WELCOME: Final = ("segmenter",)
 
@@ -42,7 +41,7 @@ class Exported:
     Attributes:
         folder: where it is.
         files: its files, below `folder`.
-        digest: SHA-256 of generator and styles, as the sets made with them name it.
+        digest: SHA-256 of what a set is painted with, as the sets made with them name it.
         privacy: what its training may have told about a patient.
 
     """
@@ -81,9 +80,9 @@ def export(run_folder: Path, out: Path, *, licence: str) -> Exported:
         target = RunFolder(part)
         settings = run.config.model_dump(mode="json", include=set(_KEPT))
         write_bytes(target.config, tomli_w.dumps(settings).encode())
-        for name in (*_NEEDED, *_WELCOME):
+        for name in (*PAINTED_WITH, *_WELCOME):
             weights = source.weights / f"{name}.safetensors"
-            if name in _NEEDED or weights.is_file():
+            if name in PAINTED_WITH or weights.is_file():
                 write_bytes(target.weights / weights.name, weights.read_bytes())
         # The reference arm has no privacy, and none of its weights are here.
         alone = run.statement.model_copy(update={"arms": {Arm.PRIVATE: run.privacy}})

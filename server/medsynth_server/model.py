@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from medsynth_common.learning.moments import Prior
+from medsynth_common.learning.variation import Variation
 from medsynth_common.networks import Generator, NetworkSettings, build_critic, build_segmenter
 from medsynth_common.style import Style
 from medsynth_common.tensors import state_of, under, with_prefix
@@ -18,8 +19,8 @@ class Model:
 
     Attributes:
         networks: their sizes.
-        tensors: `generator.*`, `segmenter.*`, `critic.*`, `prior.*`, `features.*` and, for every
-            site, `style.SITE.*`.
+        tensors: `generator.*`, `segmenter.*`, `critic.*`, `prior.*`, `variation.*`, `features.*`
+            and, for every site, `style.SITE.*`.
 
     """
 
@@ -73,6 +74,11 @@ class Model:
     def prior(self) -> Prior:
         """What public phantoms say about intensities."""
         return Prior.from_tensors(under("prior", self.tensors))
+
+    @property
+    def variation(self) -> Variation:
+        """What public phantoms say about how patients differ."""
+        return Variation.from_tensors(under("variation", self.tensors))
 
     @property
     def styled_sites(self) -> list[str]:

@@ -35,6 +35,7 @@ def write_results(
         for name, tensor in with_prefix(f"style.{site}", model.style(site).tensors()).items()
     }
     write_bytes(folder.weights / "styles.safetensors", pack(styles))
+    write_bytes(folder.weights / "variation.safetensors", pack(model.part("variation")))
     write_synthetic_set(
         model,
         sites,

@@ -1,4 +1,4 @@
-"""The public weights that come with medsynth: generator, critic, segmenter, prior, feature scale.
+"""The public weights that come with medsynth: generator, critic, segmenter, and what is measured.
 
 They saw phantoms alone, drawn from one seed, so that every federation may start from anatomy
 without training for it. `medsynth-server pretrain models` makes them again.
@@ -26,10 +26,8 @@ _SEED: Final = 2026
 _SETTINGS: Final = Pretrain(
     rounds=8, steps=150, scanners=60, phantoms=4, segmenter_learning_rate=4e-3
 )
-#: Rounds of that schedule which were run: the shipped file was made on a machine too busy for all.
-_ROUNDS: Final = 6
 #: An optimizer's memory, a run's own; everything else of a model is shipped.
-_PARTS: Final = ("generator", "segmenter", "critic", "prior", "features", "clips")
+_PARTS: Final = ("generator", "segmenter", "critic", "prior", "variation", "features", "clips")
 
 
 def shipped_model() -> Model:
@@ -51,10 +49,8 @@ def make_models(
     )
     stage = PretrainStage(settings, pools, crop=_CROP, seed=seed, device=torch.device("cpu"))
     model = Model.fresh(NETWORKS, seed=seed)
-    for number in range(1, min(stage.rounds, _ROUNDS) + 1):
+    for number in range(1, stage.rounds + 1):
         model, _ = stage.after(model, number)
-    if stage.rounds > _ROUNDS:
-        model = stage.measured(model)
     return write_model(path, model, settings=settings, seed=seed)
 
 
@@ -66,7 +62,6 @@ def write_model(path: Path, model: Model, *, settings: Pretrain, seed: int) -> R
         settings={
             "networks": NETWORKS.model_dump(mode="json"),
             "pretrain": settings.model_dump(mode="json"),
-            "rounds_run": min(settings.rounds, _ROUNDS),
             "grid": list(_GRID),
             "crop": list(_CROP),
         },

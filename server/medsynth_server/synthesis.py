@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from medsynth_common.intensity import CEILING
 from medsynth_common.labels import one_hot
 from medsynth_common.learning.label_bank import label_bank
 from medsynth_common.learning.painting import paint
@@ -21,6 +22,7 @@ class Painter:
         self, model: Model, sites: Sequence[str], *, grid: tuple[int, ...], device: torch.device
     ) -> None:
         self._generator = model.generator(device).eval()
+        self._variation = model.variation
         self._styles = {site: model.style(site) for site in sites}
         self._grid, self._device = grid, device
 
@@ -28,8 +30,13 @@ class Painter:
     def paint(self, labels: Tensor, sites: Sequence[str], draw: torch.Generator) -> Tensor:
         """Images (n, 4, *grid) for label maps (n, *grid), each in its site's style."""
         classes = one_hot(labels).to(self._device)
-        styles = stack([self._styles[site].patient(draw) for site in sites]).to(self._device)
-        return paint(self._generator, classes, styles, draw)
+        patients = [
+            self._variation.patient(self._styles[site], one, draw)
+            for site, one in zip(sites, labels, strict=True)
+        ]
+        styles = stack(patients).to(self._device)
+        # Patients' images end there too (`normalise`).
+        return paint(self._generator, classes, styles, draw).clamp(max=CEILING)
 
     def volumes(self, *, seed: int, count: int) -> Iterator[tuple[str, Volume]]:
         """Make `count` volumes, sites taking turns; the same seed makes the same volumes."""

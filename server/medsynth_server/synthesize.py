@@ -50,6 +50,8 @@ PHANTOM: Final = "phantom"
 
 #: Volumes painted at once, by device: on a CPU one; more were measured to be no faster there.
 _BATCH: Final = {"cuda": 4}
+#: What of a run's weights a set is painted with.
+PAINTED_WITH: Final = ("generator", "styles", "variation")
 #: Threads that compress and write: zlib lets others run meanwhile.
 _WRITERS: Final = 4
 
@@ -83,7 +85,7 @@ class FinishedRun:
                 mend="read the report; `simulate --release-anyway REASON` puts a reason on record",
             )
             raise PolicyRefusal(str(problem))
-        weights = [folder.weights / f"{part}.safetensors" for part in ("generator", "styles")]
+        weights = [folder.weights / f"{part}.safetensors" for part in PAINTED_WITH]
         wanted = (folder.config, folder.privacy, *weights)
         missing = [str(file.relative_to(path)) for file in wanted if not file.is_file()]
         if missing:
@@ -113,6 +115,7 @@ class FinishedRun:
     def _check(self, path: Path) -> None:
         try:
             self.model.generator(torch.device("cpu"))
+            self.model.variation  # noqa: B018 # asked for, to see that it is whole
             for site in self.sites:
                 self.model.style(site)
         except (RuntimeError, KeyError) as error:

@@ -211,6 +211,13 @@ def test_few_parameters_move_and_the_others_stay() -> None:
     assert {name for name, t in asked.weights.items() if t.dim() == 1} == moved - wide
 
 
+def blotchy(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A generator's last layer that paints what no patient has; its means would be put right."""
+    name = "generator.paint.weight"
+    draw = torch.Generator().manual_seed(8)
+    return {name: 2.0 * torch.randn(weights[name].shape, generator=draw)}
+
+
 def test_the_paired_loss_brings_the_generator_to_the_patients() -> None:
     settings = adversarial(
         critic_weight=0.0,
@@ -221,8 +228,7 @@ def test_the_paired_loss_brings_the_generator_to_the_patients() -> None:
     )
     mechanisms = (unprotected("critic"), unprotected("paired", steps=5))
     asked = plan(Stage.ADVERSARIAL, settings=settings, mechanisms=mechanisms)
-    too_bright = {"generator.paint.bias": torch.full((4,), 0.3)}
-    asked = RoundPlan(header=asked.header, weights={**asked.weights, **too_bright})
+    asked = RoundPlan(header=asked.header, weights={**asked.weights, **blotchy(asked.weights)})
     outcome = train_generator(order(asked))
     trained = RoundPlan(header=asked.header, weights={**asked.weights, **outcome.weights})
 
@@ -278,11 +284,10 @@ def test_pix2pix_is_played_on_the_patients_pairs_alone(monkeypatch: pytest.Monke
 
 
 def test_a_critic_of_pairs_learns_to_tell_them_from_the_generator_s() -> None:
-    settings = adversarial(**{**PIX2PIX, "critic_learning_rate": 0.02})
+    settings = adversarial(**PIX2PIX)
     mechanisms = (unprotected("critic"), unprotected("paired"))
     asked = plan(Stage.ADVERSARIAL, settings=settings, mechanisms=mechanisms)
-    too_bright = {"generator.paint.bias": torch.full((4,), 0.3)}
-    asked = RoundPlan(header=asked.header, weights={**asked.weights, **too_bright})
+    asked = RoundPlan(header=asked.header, weights={**asked.weights, **blotchy(asked.weights)})
     training = adversarial_file._GeneratorTraining(order(asked), settings)
     critic = training.critic
     assert isinstance(critic, PatchGanCritic)
@@ -297,9 +302,9 @@ def test_a_critic_of_pairs_learns_to_tell_them_from_the_generator_s() -> None:
             )
 
     before = real_above_fake()
-    for _ in range(12):
+    for _ in range(30):
         critic.learn_from_pairs(training.imitator)
-    assert real_above_fake() > before + 0.02
+    assert real_above_fake() > before + 0.2
 
 
 def test_a_stage_s_work_wants_its_own_settings() -> None:

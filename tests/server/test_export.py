@@ -15,13 +15,13 @@ from medsynth_common.tensors import pack
 from medsynth_server import cli
 from medsynth_server.export import export
 from medsynth_server.record import Arm, PrivacyStatement, read_privacy, write_privacy
-from medsynth_server.synthesize import synthesize
+from medsynth_server.synthesize import PAINTED_WITH, synthesize
 from server.test_synthesize import contents, make_run, wish
 from tiny_run import public_model
 
 FILES = {
     *("config.toml", "privacy.json", "model-card.md", "SHA256SUMS"),
-    *(f"weights/{part}.safetensors" for part in ("generator", "styles", "segmenter")),
+    *(f"weights/{part}.safetensors" for part in (*PAINTED_WITH, "segmenter")),
 }
 
 

@@ -117,7 +117,7 @@ def test_pre_training_resumed_after_every_round_is_pre_training_uninterrupted() 
 def test_pre_training_leaves_networks_prior_and_features_and_no_optimizer() -> None:
     model = public_model()
     parts = {name.partition(".")[0] for name in model.tensors}
-    assert parts == {"generator", "segmenter", "critic", "prior", "features", "clips"}
+    assert parts == {"generator", "segmenter", "critic", "prior", "variation", "features", "clips"}
     start = Model.fresh(tiny_config().networks, seed=SEED)
     for part in ("generator", "segmenter", "critic"):
         assert not same_tensors(model.part(part), start.part(part))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from medsynth_common.intensity import CEILING
 from medsynth_common.labels import BRATS_VALUE_OF, Tissue
 from medsynth_server.model import Model
 from medsynth_server.synthesis import Painter, crop_batches, repeat_batches
@@ -65,6 +66,14 @@ def test_a_volume_has_its_sites_style(painter: Painter) -> None:
     )
     white = labels == Tissue.WHITE
     assert bright[:, 0][white].mean() > 1.2 * dull[:, 0][white].mean()
+
+
+def test_intensities_end_where_those_of_patients_do(model: Model) -> None:
+    offset = torch.full_like(model.prior.style().offset, 1.24)
+    painter = Painter(model.updated({"style.site-1.offset": offset}), SITES, grid=GRID, device=CPU)
+    labels = tiny_volume().labels.unsqueeze(0)
+    image = painter.paint(labels, ["site-1"], torch.Generator().manual_seed(1))
+    assert float(image.max()) == CEILING
 
 
 def test_batches_are_endless_and_painted_anew(painter: Painter) -> None:

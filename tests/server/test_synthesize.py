@@ -63,6 +63,8 @@ def make_run(folder: Path, *, protected: bool = True, seeded: bool = False) -> P
     }
     write_bytes(folder / "weights" / "generator.safetensors", pack(model.part("generator")))
     write_bytes(folder / "weights" / "styles.safetensors", pack(styles))
+    variation = pack(model.part("variation"))
+    write_bytes(folder / "weights" / "variation.safetensors", variation)
     write_bytes(folder / "config.toml", dump_config(tiny_config()).encode())
     spent = (3.201, 7.5) if protected else (None, None)
     sites = {name: site_privacy(epsilon) for name, epsilon in zip(SITES, spent, strict=True)}

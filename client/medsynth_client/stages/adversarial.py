@@ -25,6 +25,7 @@ from medsynth_common.learning.losses import (
 )
 from medsynth_common.learning.optimizer_state import load_optimizer, optimizer_tensors
 from medsynth_common.learning.painting import paint
+from medsynth_common.learning.variation import Variation
 from medsynth_common.learning.volumes import (
     Volume,
     as_batch,
@@ -55,6 +56,7 @@ class _GeneratorTraining:
         self.segmenter.load_state_dict(under("segmenter", order.weights))
         self.segmenter.to(order.device).eval().requires_grad_(False)
         self.style = Style.from_tensors(under("style", order.weights))
+        self.variation = Variation.from_tensors(under("variation", order.weights))
         self.code = nn.Parameter(self.style.code.clone().to(order.device))
         self.bank = label_bank(order.plan.public_seed, settings.label_bank, order.plan.grid)
         self.critic: SiteCritic = CRITICS[settings.critic](order)
@@ -70,7 +72,8 @@ class _GeneratorTraining:
         """Paint a batch of public label maps: classes, the styles they had, images."""
         picks = torch.randint(len(self.bank), (self.settings.batch,), generator=self.draw)
         classes = one_hot(self.bank[picks]).to(self.order.device)
-        styles = stack([self.style.patient(self.draw) for _ in picks]).to(self.order.device)
+        patients = [self.variation.patient(self.style, self.bank[n], self.draw) for n in picks]
+        styles = stack(patients).to(self.order.device)
         code = self.code.expand(len(picks), -1)
         styles = Style(offset=styles.offset, gain=styles.gain, spread=styles.spread, code=code)
         return classes, styles, paint(self.generator, classes, styles, self.draw)

@@ -17,6 +17,7 @@ from medsynth_common.labels import CONTRASTS, TISSUES
 from medsynth_common.learning.dice import SCORES
 from medsynth_common.learning.features import FeatureScale
 from medsynth_common.learning.moments import Prior
+from medsynth_common.learning.variation import Variation
 from medsynth_common.networks import Generator, NetworkSettings, build_critic, build_segmenter
 from medsynth_common.plan import (
     AdversarialSettings,
@@ -77,7 +78,9 @@ def expected_plan(header: PlanHeader) -> dict[str, Tensor]:
         case Stage.ADVERSARIAL:
             networks = [_form(part, header.networks) for part in _BUILDERS]
             features = with_prefix("features", _features(header.networks).tensors())
-            return {name: t for part in (*networks, features, style) for name, t in part.items()}
+            variation = with_prefix("variation", Variation.independent().tensors())
+            parts = (*networks, features, variation, style)
+            return {name: t for part in parts for name, t in part.items()}
         case _:
             return {}
 

@@ -44,6 +44,7 @@ class AdversarialStage:
                 **model.part("segmenter"),
                 **model.part("critic"),
                 **model.part("features"),
+                **model.part("variation"),
                 **with_prefix("style", model.style(site).tensors()),
             },
         )

@@ -23,6 +23,7 @@ from medsynth_common.learning.moments import fit_prior
 from medsynth_common.learning.optimizer_state import load_optimizer, optimizer_tensors
 from medsynth_common.learning.painting import paint
 from medsynth_common.learning.smoothing import smooth
+from medsynth_common.learning.variation import fit_variation
 from medsynth_common.learning.volumes import Volume, as_batch, draw_crops
 from medsynth_common.plan import RoundPlan, Stage
 from medsynth_common.privacy.randomness import Randomness, SimulatedRandomness
@@ -72,8 +73,11 @@ class PretrainStage:
     def after(self, model: Model, round: int) -> tuple[Model, Mapping[str, float]]:
         """Train for one round's steps; the last round also measures the feature scale."""
         if round == 1:
-            prior = fit_prior([pool.volumes for pool in self._pools])
-            model = model.updated(with_prefix("prior", prior.tensors()))
+            volumes = [pool.volumes for pool in self._pools]
+            model = model.updated(
+                with_prefix("prior", fit_prior(volumes).tensors())
+                | with_prefix("variation", fit_variation(volumes).tensors())
+            )
         draw = torch.Generator().manual_seed(self._seed + round)
         crops = SimulatedRandomness("pretrain", self._seed, round)
         training = _Training(model, self._settings, self._device)
@@ -89,9 +93,9 @@ class PretrainStage:
                 history.setdefault(name, []).append(loss)
         losses = {name: sum(values) / len(values) for name, values in history.items()}
         model = training.into(model)
-        return (self.measured(model) if round == self.rounds else model), losses
+        return (self._measured(model) if round == self.rounds else model), losses
 
-    def measured(self, model: Model) -> Model:
+    def _measured(self, model: Model) -> Model:
         """Leave the optimizers behind, and measure what later stages standardise and clip by."""
         volumes = [volume for pool in self._pools for volume in pool.volumes]
         kept = {k: v for k, v in model.tensors.items() if not k.startswith("optimizer.")}
