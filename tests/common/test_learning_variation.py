@@ -103,6 +103,18 @@ def test_independent_patients_differ_by_the_spread_alone() -> None:
     assert one.code is site.code
 
 
+def test_a_tumour_larger_than_any_phantom_s_is_as_the_largest(fitted: Variation) -> None:
+    """The line is followed to three SDs of a size and no further."""
+    head = torch.full(SHAPE, int(Tissue.WHITE), dtype=torch.uint8)
+    moved = []
+    for share in (0.5, 0.9):
+        labels = head.clone()
+        labels.view(-1)[: int(share * head.numel())] = int(Tissue.ENHANCING)
+        draw = torch.Generator().manual_seed(6)
+        moved.append(fitted.patient(style(), labels, draw).offset)
+    assert torch.equal(*moved)
+
+
 def test_no_level_falls_below_air() -> None:
     dark = Style.from_tensors({**style().tensors(), "offset": torch.zeros(TABLE)})
     draw = torch.Generator().manual_seed(4)

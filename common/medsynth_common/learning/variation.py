@@ -24,6 +24,8 @@ _TISSUES: Final = slice(Tissue.CSF, None)  # air is 0 in everybody
 _LEVELS: Final = (len(TISSUES) - 1) * len(CONTRASTS)
 #: A tissue of a smaller share of the brain leaves an image's scale, its 99th percentile, alone.
 _SHARE: Final = 0.01
+#: SDs of a size beyond which the line through phantoms is not followed: tumours may be edited.
+_FARTHEST: Final = 3.0
 #: Least eigenvalue of a correlation that was put together from pairs of tissues.
 _LEAST: Final = 1e-3
 
@@ -66,6 +68,7 @@ class Variation:
     def patient(self, style: Style, labels: Tensor, generator: torch.Generator) -> Style:
         """Draw a patient of a scanner who has this label map (x, y, z): the style of one image."""
         sizes = (tumour_sizes(labels.cpu()) - self.size) / self.size_scale
+        sizes = sizes.clamp(-_FARTHEST, _FARTHEST)
         moved = self.pull @ sizes + self.mix @ torch.randn(_LEVELS, generator=generator)
         offset = style.offset.clone()
         offset[_TISSUES] += style.spread[_TISSUES] * moved.view(-1, len(CONTRASTS))
