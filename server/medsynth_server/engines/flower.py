@@ -192,7 +192,7 @@ class FlowerGrid:
                 self._tell(self._waiting(here, missing))
                 told = missing
             if self._stopping():
-                raise Stopped("stopped while waiting for sites; the same command goes on")
+                raise Stopped("stopped while waiting for sites")
             if time.monotonic() > deadline:
                 raise TimedOut(
                     f"{self._waiting(here, missing)}; waited {self._join_deadline:g} s: "
