@@ -131,6 +131,24 @@ def test_the_same_draw_is_the_same_patient(fitted: Variation) -> None:
     assert torch.equal(first.offset, again.offset)
 
 
+def test_a_patient_does_not_depend_on_where_in_memory_a_tensor_lies(fitted: Variation) -> None:
+    """Or a run that went on from a file would end otherwise than one that did not stop."""
+
+    def moved(tensor: Tensor, by: int) -> Tensor:
+        room = torch.empty(tensor.numel() + by)[by:].view(tensor.shape)
+        return room.copy_(tensor)
+
+    labels = volumes()[0].labels
+    for by in range(16):
+        parts = {name: moved(tensor, by) for name, tensor in fitted.tensors().items()}
+        again = Variation.from_tensors(parts)
+        one, two = (
+            variation.patient(style(), labels, torch.Generator().manual_seed(3)).offset
+            for variation in (fitted, again)
+        )
+        assert torch.equal(one, two)
+
+
 def test_it_travels_as_its_parts(fitted: Variation) -> None:
     again = Variation.from_tensors({**fitted.tensors(), "more": torch.zeros(1)})
     assert again.tensors().keys() == Variation.independent().tensors().keys()

@@ -69,7 +69,8 @@ class Variation:
         """Draw a patient of a scanner who has this label map (x, y, z): the style of one image."""
         sizes = (tumour_sizes(labels.cpu()) - self.size) / self.size_scale
         sizes = sizes.clamp(-_FARTHEST, _FARTHEST)
-        moved = self.pull @ sizes + self.mix @ torch.randn(_LEVELS, generator=generator)
+        draw = torch.randn(_LEVELS, generator=generator)
+        moved = _times(self.pull, sizes) + _times(self.mix, draw)
         offset = style.offset.clone()
         offset[_TISSUES] += style.spread[_TISSUES] * moved.view(-1, len(CONTRASTS))
         return replace(style, offset=offset.clamp(min=0))
@@ -105,6 +106,14 @@ def fit_variation(pools: Sequence[Sequence[Volume]]) -> Variation:
         pull=pull.float(),
         mix=(vectors * values.clamp(min=0).sqrt()).float(),
     )
+
+
+def _times(matrix: Tensor, vector: Tensor) -> Tensor:
+    """Multiply with the same last digits wherever the matrix lies, and whichever way round.
+
+    Those of BLAS change with both, and this matrix is fresh, out of a file or off the wire.
+    """
+    return (matrix * vector).contiguous().sum(1)
 
 
 def _deviations(pool: Sequence[Volume], sizes: Tensor) -> tuple[Tensor, Tensor]:
