@@ -182,9 +182,7 @@ def main() -> None:
         learners = write_learners(given.people, names, Path(scratch))
         for public in (None, learners):
             for form in FORMS:
-                # Half as many for those that see real images: pairs teach faster than paint.
-                steps = given.steps // 2 if public else given.steps
-                path = train(form, public, given.out / "anatomy", {"steps": steps})
+                path = train(form, public, given.out / "anatomy", {"steps": given.steps})
                 name = f"{form}, phantoms" + (f" + {count} people" if public else "")
                 labellers[name] = by_network(TissueNetwork.read(path))
     results = {name: {"people": mean_dice(measured, label)} for name, label in labellers.items()}

@@ -27,7 +27,7 @@ from medsynth_common.volumes import write_volume
 from medsynth_server.config import RunConfig, dump_config, parse_config
 from medsynth_server.label_source import STATEMENT
 from medsynth_server.model import Model
-from medsynth_server.record import Arm, ArmPrivacy, PrivacyStatement, write_privacy
+from medsynth_server.record import Arm, ArmPrivacy, PrivacyStatement, SitePrivacy, write_privacy
 from medsynth_server.synthesize import Wish, synthesize
 
 BAR: Final = 0.9
@@ -47,7 +47,8 @@ def write_run(folder: Path, config: RunConfig) -> Model:
         folder / "weights" / "variation.safetensors", pack(with_prefix("variation", variation))
     )
     write_bytes(folder / "config.toml", dump_config(config).encode())
-    unprotected = ArmPrivacy(protected=False, sites={})
+    spent = SitePrivacy(epsilon=None, cap=None, delta=1e-3, patients_declared=60, mechanisms=())
+    unprotected = ArmPrivacy(protected=False, sites={"site-1": spent})
     write_privacy(
         folder / "privacy.json", PrivacyStatement(seeded=True, arms={Arm.PRIVATE: unprotected})
     )

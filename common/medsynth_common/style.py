@@ -5,14 +5,14 @@ site: an offset and a gain per tissue and contrast, the spread of the offsets be
 and a short code for what is not a tissue's brightness (noise, blur, bias field, texture).
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Final
 
 import torch
 from torch import Tensor
 
 from medsynth_common.labels import CONTRASTS, TISSUES
+from medsynth_common.tensors import TensorParts
 
 #: Length of a style code: noise, resolution, bias field, texture.
 CODE_LENGTH: Final = 4
@@ -20,7 +20,7 @@ TABLE: Final = (len(TISSUES), len(CONTRASTS))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Style:
+class Style(TensorParts):
     """Calibration of the generator to one scanner, or to one image of it.
 
     Attributes:
@@ -36,15 +36,6 @@ class Style:
     spread: Tensor
     code: Tensor
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Name the parts, as they travel."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
-    @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "Style":
-        """Put together what `tensors` took apart."""
-        return cls(**{field.name: tensors[field.name] for field in fields(cls)})
-
     @classmethod
     def neutral(cls) -> "Style":
         """Give a style of the right form that says nothing: the form a check compares with."""
@@ -58,9 +49,5 @@ class Style:
 
 def stack(styles: list[Style]) -> Style:
     """Put styles one behind the other: every part gains a leading batch axis."""
-    return Style(
-        **{
-            field.name: torch.stack([getattr(style, field.name) for style in styles])
-            for field in fields(Style)
-        }
-    )
+    parts = [style.tensors() for style in styles]
+    return Style(**{name: torch.stack([one[name] for one in parts]) for name in parts[0]})

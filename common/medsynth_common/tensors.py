@@ -3,7 +3,8 @@
 import hashlib
 import math
 from collections.abc import Iterator, Mapping
-from typing import Final
+from dataclasses import dataclass, fields
+from typing import Final, Self
 
 import safetensors.torch
 import torch
@@ -24,6 +25,20 @@ NOT_SAFETENSORS: Final = (
     TypeError,
     AssertionError,
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorParts:
+    """A value whose fields are all tensors: it travels, and is kept, as named tensors."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Name the parts."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
+        """Put together what `tensors` took apart; others' tensors are passed over."""
+        return cls(**{field.name: tensors[field.name] for field in fields(cls)})
 
 
 def pack(tensors: Mapping[str, Tensor]) -> bytes:

@@ -5,8 +5,8 @@ texture statistics, the log energy of two fine scales inside each tissue and con
 standardised on a public pool, so that a coordinate's natural unit is 1.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import torch
@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from medsynth_common.labels import CONTRASTS, Tissue, one_hot
 from medsynth_common.learning.smoothing import smooth
 from medsynth_common.learning.volumes import Volume, as_batch
+from medsynth_common.tensors import TensorParts
 
 _TISSUES: Final = slice(Tissue.CSF, None)
 _SMALLEST: Final = 1e-4
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeatureScale:
+class FeatureScale(TensorParts):
     """Public centre and scale of each feature, and the norm a patient is clipped to.
 
     Attributes:
@@ -33,15 +34,6 @@ class FeatureScale:
     centre: Tensor
     scale: Tensor
     clip: Tensor
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Name the parts, as they travel."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
-    @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "FeatureScale":
-        """Put together what `tensors` took apart."""
-        return cls(**{field.name: tensors[field.name] for field in fields(cls)})
 
     def standardise(self, features: Tensor) -> Tensor:
         """Centre and scale features (n, feature)."""

@@ -5,8 +5,8 @@ Encode and decode stand here together: a site encodes each patient as a vector s
 noisy mean vector, and decoding shrinks it toward the prior by how noisy it is known to be.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
@@ -16,6 +16,7 @@ from medsynth_common.labels import TUMOUR, Tissue, one_hot
 from medsynth_common.learning.losses import tissue_moments
 from medsynth_common.learning.volumes import Volume
 from medsynth_common.style import Style
+from medsynth_common.tensors import TensorParts
 
 #: A tissue with fewer voxels than this says nothing about its brightness.
 ENOUGH_VOXELS: Final = 8
@@ -24,7 +25,7 @@ _TUMOUR: Final = [tissue - Tissue.CSF for tissue in TUMOUR]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prior:
+class Prior(TensorParts):
     """What public phantoms say about tissue intensities before any patient is seen.
 
     Attributes:
@@ -42,15 +43,6 @@ class Prior:
     spread: Tensor
     level_clip: Tensor
     spread_clip: Tensor
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Name the parts, as they travel."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
-    @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "Prior":
-        """Put together what `tensors` took apart."""
-        return cls(**{field.name: tensors[field.name] for field in fields(cls)})
 
     def style(self) -> Style:
         """Give the style of the average public scanner."""

@@ -8,8 +8,8 @@ what is learned from such volumes misses thin rims. What moves with what is phys
 secret: it is measured on public phantoms and costs no privacy.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
@@ -19,6 +19,7 @@ from medsynth_common.labels import CONTRASTS, TISSUES, TUMOUR, Tissue
 from medsynth_common.learning.moments import measure
 from medsynth_common.learning.volumes import Volume
 from medsynth_common.style import Style
+from medsynth_common.tensors import TensorParts
 
 _TISSUES: Final = slice(Tissue.CSF, None)  # air is 0 in everybody
 _LEVELS: Final = (len(TISSUES) - 1) * len(CONTRASTS)
@@ -31,7 +32,7 @@ _LEAST: Final = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Variation:
+class Variation(TensorParts):
     """A Gaussian of tissue levels given the sizes of the tumour's parts, both standardised.
 
     Attributes:
@@ -45,15 +46,6 @@ class Variation:
     size_scale: Tensor
     pull: Tensor
     mix: Tensor
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Name the parts, as they travel."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
-    @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "Variation":
-        """Put together what `tensors` took apart."""
-        return cls(**{field.name: tensors[field.name] for field in fields(cls)})
 
     @classmethod
     def independent(cls) -> "Variation":
