@@ -8,9 +8,11 @@ from torch import Tensor
 
 from medsynth_common.errors import BadMessage, Problem
 from medsynth_common.learning.volumes import Volume
+from medsynth_common.networks import Network, NetworkSettings, load_network
 from medsynth_common.plan import PlanHeader
 from medsynth_common.privacy.mechanism import Mechanism
 from medsynth_common.privacy.randomness import Randomness
+from medsynth_common.tensors import under
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +58,11 @@ class Order:
                 wanted=f"one named {name!r} for stage {self.plan.stage}",
             )
         )
+
+    def network(self, part: str, build: Callable[[NetworkSettings], Network]) -> Network:
+        """Build a network on the device with the plan's weights of `part`."""
+        weights = under(part, self.weights)
+        return load_network(build, self.plan.networks, weights, device=self.device)
 
     def torch_generator(self) -> torch.Generator:
         """Give a fresh generator for what is not privacy noise: crops' fakes, augmentation."""

@@ -12,7 +12,7 @@ from torch import nn
 from medsynth_common.durable import write_bytes
 from medsynth_common.labels import Region
 from medsynth_common.learning.volumes import Volume
-from medsynth_common.networks import build_segmenter
+from medsynth_common.networks import build_segmenter, load_network
 from medsynth_server.arm import choose_device
 from medsynth_server.config import RunConfig
 from medsynth_server.evaluation import compare_intensities, evaluate_segmenter
@@ -136,10 +136,9 @@ class Measuring:
             spatial_dims=self.config.networks.spatial_dims,
             seed=self.seed + 3,
         )
-        segmenter = build_segmenter(self.config.networks)
-        segmenter.load_state_dict(weights)
+        segmenter = load_network(build_segmenter, self.config.networks, weights, device=device)
         self._segmenter(
-            segmenter.to(device),
+            segmenter,
             cohorts,
             arm=arm,
             model=SYNTHETIC_ONLY,

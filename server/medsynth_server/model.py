@@ -1,6 +1,6 @@
 """What the coordinator holds: every weight of the run as named tensors, in one immutable value."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +8,14 @@ from torch import Tensor, nn
 
 from medsynth_common.learning.moments import Prior
 from medsynth_common.learning.variation import Variation
-from medsynth_common.networks import Generator, NetworkSettings, build_critic, build_segmenter
+from medsynth_common.networks import (
+    Generator,
+    Network,
+    NetworkSettings,
+    build_critic,
+    build_segmenter,
+    load_network,
+)
 from medsynth_common.style import Style
 from medsynth_common.tensors import state_of, under, with_prefix
 
@@ -54,21 +61,20 @@ class Model:
 
     def generator(self, device: torch.device) -> Generator:
         """Build the generator with its weights."""
-        generator = Generator(self.networks)
-        generator.load_state_dict(under("generator", self.tensors))
-        return generator.to(device)
+        return self._network("generator", Generator, device)
 
     def segmenter(self, device: torch.device) -> nn.Module:
         """Build the segmenter with its weights."""
-        segmenter = build_segmenter(self.networks)
-        segmenter.load_state_dict(under("segmenter", self.tensors))
-        return segmenter.to(device)
+        return self._network("segmenter", build_segmenter, device)
 
     def critic(self, device: torch.device) -> nn.Module:
         """Build the publicly trained critic with its weights."""
-        critic = build_critic(self.networks)
-        critic.load_state_dict(under("critic", self.tensors))
-        return critic.to(device)
+        return self._network("critic", build_critic, device)
+
+    def _network(
+        self, part: str, build: Callable[[NetworkSettings], Network], device: torch.device
+    ) -> Network:
+        return load_network(build, self.networks, under(part, self.tensors), device=device)
 
     @property
     def prior(self) -> Prior:

@@ -14,6 +14,7 @@ from medsynth_common.networks import (
     NetworkSettings,
     build_critic,
     build_segmenter,
+    load_network,
 )
 from medsynth_common.privacy.patients import require_private_ready
 from medsynth_common.style import CODE_LENGTH, TABLE, Style, stack
@@ -196,3 +197,30 @@ def test_a_segresnet_that_cannot_be_built_is_told() -> None:
 
 def test_the_style_code_has_its_length() -> None:
     assert Style.neutral().code.shape == (CODE_LENGTH,)
+
+
+@pytest.mark.parametrize("build", [Generator, build_critic, build_segmenter])
+def test_a_loaded_network_has_the_weights_and_shares_none(build):
+    weights = build(NETWORKS).state_dict()
+    before = torch.get_rng_state()
+    network = load_network(build, NETWORKS, weights, device=torch.device("cpu"))
+    assert torch.equal(torch.get_rng_state(), before), "weights were drawn only to be replaced"
+    found = network.state_dict()
+    assert found.keys() == weights.keys()
+    assert all(torch.equal(found[name], weights[name]) for name in weights)
+    # All that a network holds is in its weights: nothing is left of uninitialised memory.
+    assert set(found) == {
+        name for name, _ in [*network.named_parameters(), *network.named_buffers()]
+    }
+    copies = {name: tensor.clone() for name, tensor in weights.items()}
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(1)
+    assert all(torch.equal(copies[name], weights[name]) for name in weights)
+
+
+def test_weights_of_another_network_are_refused():
+    weights = dict(build_segmenter(NETWORKS).state_dict())
+    weights.popitem()
+    with pytest.raises(RuntimeError, match="Missing key"):
+        load_network(build_segmenter, NETWORKS, weights, device=torch.device("cpu"))

@@ -24,9 +24,7 @@ class HeadCritic:
         self._scale = FeatureScale.from_tensors(
             {name: t.to(order.device) for name, t in under("features", order.weights).items()}
         )
-        self._trunk = build_critic(order.plan.networks)
-        self._trunk.load_state_dict(under("critic", order.weights))
-        self._trunk.to(order.device).eval().requires_grad_(False)
+        self._trunk = order.network("critic", build_critic).eval().requires_grad_(False)
         self._head = nn.Linear(self._scale.centre.numel(), 1).to(order.device)
         nn.init.zeros_(self._head.weight)
         nn.init.zeros_(self._head.bias)

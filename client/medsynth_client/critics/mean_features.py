@@ -39,9 +39,7 @@ class MeanFeaturesCritic:
         self._scale = FeatureScale.from_tensors(
             {name: t.to(order.device) for name, t in under("features", order.weights).items()}
         )
-        self._trunk = build_critic(order.plan.networks)
-        self._trunk.load_state_dict(under("critic", order.weights))
-        self._trunk.to(order.device).eval().requires_grad_(False)
+        self._trunk = order.network("critic", build_critic).eval().requires_grad_(False)
         kept = under("mean-features", order.state)
         self._sum = kept.get("sum", torch.zeros(self._scale.centre.numel() + len(TUMOUR)))
         self._releases = kept.get("releases", torch.zeros(()))

@@ -10,7 +10,7 @@ from medsynth_common.labels import one_hot
 from medsynth_common.learning.losses import fake_loss, fooling_loss, real_loss
 from medsynth_common.learning.optimizer_state import load_optimizer, optimizer_tensors
 from medsynth_common.learning.volumes import Volume, as_batch, draw_crops, mirrored
-from medsynth_common.networks import build_critic
+from medsynth_common.networks import build_critic, load_network
 from medsynth_common.plan import AdversarialSettings
 from medsynth_common.privacy.patients import (
     Loss,
@@ -32,11 +32,12 @@ class PatchGanCritic:
         self._order = order
         self._settings = order.plan.settings
         self._dims = order.plan.networks.spatial_dims
-        self._critic = build_critic(order.plan.networks)
-        self._critic.load_state_dict(
-            under("patchgan", order.state) or under("critic", order.weights)
-        )
-        self._critic.to(order.device).train()
+        self._critic = load_network(
+            build_critic,
+            order.plan.networks,
+            under("patchgan", order.state) or under("critic", order.weights),
+            device=order.device,
+        ).train()
         require_private_ready(self._critic)
         self._adam = torch.optim.Adam(
             self._critic.parameters(), lr=self._settings.critic_learning_rate, betas=(0.5, 0.99)

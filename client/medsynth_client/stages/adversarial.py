@@ -49,12 +49,8 @@ class _GeneratorTraining:
         self.order, self.settings = order, settings
         self.dims = order.plan.networks.spatial_dims
         self.draw = order.torch_generator()
-        self.generator = Generator(order.plan.networks)
-        self.generator.load_state_dict(under("generator", order.weights))
-        self.generator.to(order.device)
-        self.segmenter = build_segmenter(order.plan.networks)
-        self.segmenter.load_state_dict(under("segmenter", order.weights))
-        self.segmenter.to(order.device).eval().requires_grad_(False)
+        self.generator = order.network("generator", Generator)
+        self.segmenter = order.network("segmenter", build_segmenter).eval().requires_grad_(False)
         self.style = Style.from_tensors(under("style", order.weights))
         self.variation = Variation.from_tensors(under("variation", order.weights))
         self.code = nn.Parameter(self.style.code.clone().to(order.device))

@@ -9,15 +9,12 @@ from medsynth_common.labels import segmenter_target
 from medsynth_common.learning.dice import SCORES, score_vector, segment
 from medsynth_common.networks import build_segmenter
 from medsynth_common.privacy.patients import poisson_sample, release_mean
-from medsynth_common.tensors import under
 
 
 def release_metrics(order: Order) -> Outcome:
     """Release the noisy mean of the sampled patients' score vectors."""
     mechanism = order.mechanism("metrics")
-    segmenter = build_segmenter(order.plan.networks)
-    segmenter.load_state_dict(under("segmenter", order.weights))
-    segmenter.to(order.device).eval()
+    segmenter = order.network("segmenter", build_segmenter).eval()
     dims = order.plan.networks.spatial_dims
     vectors = []
     for index in poisson_sample(len(order.patients), mechanism.sampling_rate, order.randomness):

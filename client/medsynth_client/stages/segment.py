@@ -29,9 +29,7 @@ def train_segmenter(order: Order) -> Outcome:
             Problem(name="plan: settings", value=settings.stage, wanted="settings of segment")
         )
     mechanism = order.mechanism("segmenter")
-    segmenter = build_segmenter(order.plan.networks)
-    segmenter.load_state_dict(under("segmenter", order.weights))
-    segmenter.to(order.device).train()
+    segmenter = order.network("segmenter", build_segmenter).train()
     require_private_ready(segmenter)
     parameters = _trained(segmenter, few=settings.parameters == "few")
     start = [parameter.detach().clone() for parameter in parameters]

@@ -5,13 +5,35 @@ running statistics. Instance normalisation keeps every patient apart. MONAI take
 and is loaded when a network is built: a node or a command that only reads settings does not wait.
 """
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from medsynth_common.labels import CONTRASTS, SEGMENTER_CLASSES, TISSUES
 from medsynth_common.networks.any_grid import AnyGrid
 from medsynth_common.networks.settings import NetworkSettings
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def load_network(
+    build: Callable[[NetworkSettings], Network],
+    settings: NetworkSettings,
+    weights: Mapping[str, Tensor],
+    *,
+    device: torch.device,
+) -> Network:
+    """Build a network on `device` with copies of these weights, and draw none first.
+
+    Raises RuntimeError when they are not the network's: every name, every shape.
+    """
+    with torch.device("meta"):
+        network = build(settings)
+    network.to_empty(device=device)
+    network.load_state_dict(weights)
+    return network
 
 
 def build_critic(settings: NetworkSettings) -> nn.Module:
