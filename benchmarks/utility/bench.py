@@ -8,7 +8,7 @@ Settings are never chosen on the federation whose figures are recorded.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -29,7 +29,7 @@ from medsynth_server.shipped import shipped_model
 _WORK: Final = Path("runs/bench/utility")
 #: A column's figures are shown as percent, or as they are.
 _PERCENT: Final = ("tumour", "lesion", "tumour, unseen", "lesion, unseen")
-_COLUMNS: Final = (*_PERCENT, "intensity", "texture")
+_COLUMNS: Final = (*_PERCENT, "intensity", "texture", "frechet")
 
 
 def main() -> bool:
@@ -58,17 +58,15 @@ def measure(preset: Preset, *, development: bool, only: str = "") -> bool:
     )
 
 
-def _rows(preset: Preset, seed: int, public: Model, only: str) -> Sequence[tuple[str, Measured]]:
+def _rows(preset: Preset, seed: int, public: Model, only: str) -> Iterator[tuple[str, Measured]]:
     torch.set_num_threads(2)
     # Figures of one table come from one state of the code.
     kept = Kept(_WORK / f"{preset.name}-{seed}-{_sources()}")
     comparison = Comparison(preset, seed, preset.patients(seed), public, kept)
     about = kept.about(public, repr(preset))
-    return [
-        (name, kept.row(name, about, make))
-        for name, make in comparison.rows.items()
-        if only in name
-    ]
+    for name, make in comparison.rows.items():
+        if only in name:
+            yield name, kept.row(name, about, make)
 
 
 def _sources() -> str:
@@ -166,7 +164,8 @@ def _about(preset: Preset) -> str:
         f"{preset.sites * preset.held_out} held out and {preset.unseen} of a scanner that no site "
         f"has; {len(preset.seeds)} seed(s). Patients come from a renderer of their own "
         "(`benchmarks/utility/other_renderer.py`). Dice in percent; `lesion` counts every lesion "
-        "alike and false ones as 0; `intensity` and `texture` are errors of the images."
+        "alike and false ones as 0; `intensity` and `texture` are errors of the images, `frechet` "
+        "is the distance of slices to held-out patients' in features of a random network."
     )
 
 

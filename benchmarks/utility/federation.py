@@ -56,6 +56,14 @@ class Patients:
         """Each site's own patients."""
         return {name: self._draw(name, _TRAIN, self.each) for name in self._names}
 
+    def hospitals(self, count: int) -> Cohorts:
+        """The training patients of `count` sites: the first ones, or these and more."""
+        # The number after the sites' own is the unseen scanner's.
+        more = [f"site-{number + 2}" for number in range(self.sites, count)]
+        names = [*self._names[:count], *more]
+        known = {name: self.training[name] for name in names if name in self.training}
+        return known | {name: self._draw(name, _TRAIN, self.each) for name in more}
+
     @cached_property
     def same(self) -> Cohorts:
         """Held-out patients of the sites' scanners."""

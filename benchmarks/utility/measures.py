@@ -12,6 +12,9 @@ from medsynth_common.labels import TUMOUR, Region, Tissue, one_hot, segmenter_ta
 from medsynth_common.learning.dice import region_dice, segment
 from medsynth_common.learning.losses import tissue_moments
 from medsynth_common.learning.volumes import Volume
+from medsynth_server.fidelity.distances import frechet
+from medsynth_server.fidelity.features import Plane, plane_features
+from medsynth_server.fidelity.measure import Standard
 from medsynth_server.synthesis import Painter
 
 #: Tissues of which texture is compared; the tumour's are taken together.
@@ -54,6 +57,20 @@ def image_errors(painter: Painter, cohorts: Cohorts, *, seed: int) -> dict[str, 
         intensity.append(float((_levels(made) - _levels(volumes)).abs().nanmean()))
         texture.append(float((_spectra(made) - _spectra(volumes)).abs().nanmean()))
     return {"intensity": float(np.mean(intensity)), "texture": float(np.mean(texture))}
+
+
+def frechet_distance(made: Sequence[Volume], real: Sequence[Volume]) -> float:
+    """Frechet distance of slices of two sets, the mean over planes (`fidelity.features`).
+
+    The features are a random network's, standardised on the real set: no other paper's FID.
+    """
+    ours, theirs = ([plane_features(v.image) for v in volumes] for volumes in (real, made))
+    found = []
+    for plane in Plane:
+        one, other = (np.concatenate([f[plane] for f in each]) for each in (ours, theirs))
+        standard = Standard.fit(one)
+        found.append(frechet(standard(one), standard(other)))
+    return float(np.mean(found))
 
 
 def lesion_dice(found: np.ndarray, there: np.ndarray) -> list[float]:

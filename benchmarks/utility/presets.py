@@ -21,6 +21,7 @@ class Preset(Value):
         seeds: the bench is repeated with each.
         side, crop: of the grid and of what networks train on, voxels.
         sites, each, held_out, unseen: see `Patients`.
+        hospitals: how large federations are compared, each patient's budget being the same.
         rounds, steps, sampling_rate, free_steps: of stage segment.
         adversarial_rounds, generator_steps: of stage adversarial.
         synthetic, synthetic_steps: the set of those that train on synthetic images alone, and
@@ -36,6 +37,7 @@ class Preset(Value):
     each: int
     held_out: int
     unseen: int
+    hospitals: tuple[int, ...] = (1, 4, 16)
     rounds: int
     steps: int
     sampling_rate: float

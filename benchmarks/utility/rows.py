@@ -10,7 +10,7 @@ from torch import nn
 
 from benchmarks.utility.federation import Cohorts, Patients, run_rounds
 from benchmarks.utility.kept import Kept
-from benchmarks.utility.measures import dice_of, image_errors
+from benchmarks.utility.measures import dice_of, frechet_distance, image_errors
 from benchmarks.utility.presets import Preset
 from medsynth_common.networks import build_segmenter
 from medsynth_common.plan import Critic, Stage
@@ -51,12 +51,14 @@ class Comparison:
         """Every row's name, and what measures it."""
         rows: dict[str, Callable[[], Measured]] = {
             "public weights": lambda: self._found(self.public),
-            "pooled": lambda: self._found(self._federated(None, pooled=True)),
+            "pooled": lambda: self._found(self._federated(None, self._pooled)),
             "own site only": self._local,
             "FedAvg": lambda: self._found(self._federated(None)),
         }
         for budget in _EPSILONS:
             rows[f"FedAvg, epsilon {budget:g}"] = self._private_row(budget)
+        for count in self.preset.hospitals:
+            rows[f"FedAvg, epsilon {_WHOLE:g}, sites: {count}"] = self._size_row(count)
         rows["synthetic: public"] = lambda: self._synthetic(self.public)
         for whole, suffix in ((None, ""), (_WHOLE, f", epsilon {_WHOLE:g}")):
             rows |= {f"synthetic: {k}{suffix}": v for k, v in self._synthetic_rows(whole).items()}
@@ -64,6 +66,9 @@ class Comparison:
 
     def _private_row(self, budget: float) -> Callable[[], Measured]:
         return lambda: self._found(self._federated(budget))
+
+    def _size_row(self, count: int) -> Callable[[], Measured]:
+        return lambda: self._found(self._federated(_WHOLE, self.patients.hospitals(count)))
 
     def _synthetic_rows(self, budget: float | None) -> dict[str, Callable[[], Measured]]:
         def after(critic: Critic, weights: tuple[float, float] | None) -> Callable[[], Measured]:
@@ -78,12 +83,14 @@ class Comparison:
 
     # --- models
 
-    def _federated(self, budget: float | None, *, pooled: bool = False) -> Model:
+    @property
+    def _pooled(self) -> Cohorts:
+        return {"everyone": [v for volumes in self.patients.training.values() for v in volumes]}
+
+    def _federated(self, budget: float | None, sites: Cohorts | None = None) -> Model:
         """Stages moments and segment, with all of the budget."""
-        sites = self.patients.training
-        if pooled:
-            sites = {"everyone": [v for volumes in sites.values() for v in volumes]}
         config = self.preset.config(epsilon=budget)
+        sites = self.patients.training if sites is None else sites
         return self._run(config, (Stage.MOMENTS, Stage.SEGMENT), self.public, sites)
 
     def _moments(self, budget: float | None) -> Model:
@@ -148,6 +155,8 @@ class Comparison:
         segmenter = build_segmenter(self.public.networks)
         segmenter.load_state_dict(weights)
         errors = image_errors(painter, self.patients.same, seed=self.seed)
+        held_out = [v for volumes in self.patients.same.values() for v in volumes]
+        errors["frechet"] = frechet_distance(volumes, held_out)
         return {**self._dice(segmenter), **errors}
 
     def _dice(self, segmenter: nn.Module) -> Measured:

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
@@ -200,7 +201,9 @@ def test_the_style_code_has_its_length() -> None:
 
 
 @pytest.mark.parametrize("build", [Generator, build_critic, build_segmenter])
-def test_a_loaded_network_has_the_weights_and_shares_none(build):
+def test_a_loaded_network_has_the_weights_and_shares_none(
+    build: Callable[[NetworkSettings], nn.Module],
+) -> None:
     weights = build(NETWORKS).state_dict()
     before = torch.get_rng_state()
     network = load_network(build, NETWORKS, weights, device=torch.device("cpu"))
@@ -219,7 +222,7 @@ def test_a_loaded_network_has_the_weights_and_shares_none(build):
     assert all(torch.equal(copies[name], weights[name]) for name in weights)
 
 
-def test_weights_of_another_network_are_refused():
+def test_weights_of_another_network_are_refused() -> None:
     weights = dict(build_segmenter(NETWORKS).state_dict())
     weights.popitem()
     with pytest.raises(RuntimeError, match="Missing key"):

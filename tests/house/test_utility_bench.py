@@ -8,7 +8,7 @@ import torch
 from benchmarks.utility.bench import goals
 from benchmarks.utility.federation import Patients
 from benchmarks.utility.kept import Kept
-from benchmarks.utility.measures import image_errors, lesion_dice
+from benchmarks.utility.measures import frechet_distance, image_errors, lesion_dice
 from benchmarks.utility.other_renderer import OtherScanner, draw_patient
 from benchmarks.utility.presets import Preset
 from benchmarks.utility.rows import Comparison
@@ -65,6 +65,30 @@ def test_no_patient_is_both_trained_on_and_held_out() -> None:
     assert patients.other.keys() == {"site-3"}
 
 
+def test_larger_federations_keep_the_small_one_and_leave_the_unseen_scanner_out() -> None:
+    patients = Patients(1, 24, 2, 3, 2, 2)
+    assert patients.hospitals(1).keys() == {"site-1"}
+    assert patients.hospitals(2) == patients.training
+    four = patients.hospitals(4)
+    assert four.keys() == {"site-1", "site-2", "site-4", "site-5"}
+    sums = [float(v.image.sum()) for volumes in four.values() for v in volumes]
+    assert len(set(sums)) == 4 * 3
+
+
+def test_slices_are_nearer_to_other_patients_than_to_patients_out_of_focus() -> None:
+    patients = Patients(1, 24, 1, 6, 6, 1)
+    real, other = patients.training["site-1"], patients.same["site-1"]
+    blurred = [
+        Volume(
+            image=torch.nn.functional.avg_pool3d(v.image[None], 3, 1, 1)[0] * (v.labels > 0),
+            labels=v.labels,
+        )
+        for v in other
+    ]
+    assert frechet_distance(real, real) == pytest.approx(0, abs=1e-6)
+    assert frechet_distance(other, real) < 0.5 * frechet_distance(blurred, real)
+
+
 def test_lesions_count_alike_and_false_ones_as_nothing() -> None:
     there = np.zeros((12, 12, 12), dtype=bool)
     there[1:3, 1:3, 1:3] = there[6:10, 6:10, 6:10] = True
@@ -104,7 +128,7 @@ def test_a_row_is_measured_once_and_models_are_shared(tmp_path: Path) -> None:
         about,
         rows["synthetic: + consistency + mean-features"],
     )
-    assert again.keys() == measured.keys() | {"intensity", "texture"}
+    assert again.keys() == measured.keys() | {"intensity", "texture", "frechet"}
     assert set(kept) < set(tmp_path.iterdir())
 
 

@@ -68,11 +68,16 @@ def features_of(volume: Volume, critic: nn.Module, spatial_dims: int) -> Feature
     """Look at one volume."""
     image, labels = volume.image.float(), volume.labels
     return Features(
-        planes={plane: _plane(image, axis) for axis, plane in enumerate(Plane)},
+        planes=plane_features(image),
         critic=_critic(critic, image, labels, spatial_dims),
         radiomic=radiomics(image.numpy(), labels.numpy()),
         voxels=_voxels(image.numpy(), labels.numpy()),
     )
+
+
+def plane_features(image: Tensor) -> dict[Plane, Floats]:
+    """Features (slice, feature) of some slices of each plane of an image (4, x, y, z)."""
+    return {plane: _plane(image, axis) for axis, plane in enumerate(Plane)}
 
 
 def _plane(image: Tensor, axis: int) -> Floats:
