@@ -1,7 +1,8 @@
 """Utility of a private federation on patients of another renderer than public training has seen.
 
     python -m benchmarks.utility small              part of `make bench`
-    python -m benchmarks.utility full               hours; it goes on where it was stopped
+    python -m benchmarks.utility medium             hours; it goes on where it was stopped
+    python -m benchmarks.utility full               days without a GPU
     python -m benchmarks.utility small --development   where settings are chosen
 
 Settings are never chosen on the federation whose figures are recorded.

@@ -1,4 +1,4 @@
-"""How large the bench is: one size for every day, one for the figures that count."""
+"""How large the bench is: for every day, for an hour or two, for a machine with a GPU."""
 
 from typing import Any, Final, Literal
 
@@ -94,7 +94,7 @@ class Preset(Value):
         return parse_config(values, name=f"preset {self.name}")
 
 
-_Name = Literal["small", "full"]
+_Name = Literal["small", "medium", "full"]
 PRESETS: Final[dict[_Name, Preset]] = {
     "small": Preset(
         name="small",
@@ -112,6 +112,23 @@ PRESETS: Final[dict[_Name, Preset]] = {
         generator_steps=4,
         synthetic=16,
         synthetic_steps=60,
+    ),
+    "medium": Preset(
+        name="medium",
+        seeds=(1, 2, 3),
+        side=32,
+        crop=24,
+        each=40,
+        held_out=15,
+        unseen=20,
+        rounds=8,
+        steps=4,
+        sampling_rate=0.2,
+        free_steps=120,
+        adversarial_rounds=2,
+        generator_steps=20,
+        synthetic=60,
+        synthetic_steps=150,
     ),
     "full": Preset(
         name="full",
