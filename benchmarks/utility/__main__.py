@@ -1,4 +1,4 @@
-"""Measures utility at one size: `python -m benchmarks.utility [small|medium|full] [--development]`."""
+"""Measures utility at one size: `python -m benchmarks.utility [SIZE] [--development]`."""
 
 import argparse
 
