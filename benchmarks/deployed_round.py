@@ -24,7 +24,7 @@ from typing import Any, Final
 
 import tomli_w
 
-from benchmarks import results
+from benchmarks import memory, results
 from benchmarks.results import Cell, Goal
 from medsynth_client.node_key import NODE_KEY, load_node_key, make_node_key, public_line
 from medsynth_common import __version__
@@ -141,7 +141,7 @@ def _model(megabytes: int) -> Model:
 
 def coordinate(folder: Path, *, megabytes: int, sites: int, rounds: int) -> None:
     """The coordinator's process: serve, ask, and print what memory it took."""
-    idle = _resident("VmRSS")
+    idle = memory.held()
     start = [_model(megabytes)]
     networks = start[0].networks
     Path("/proc/self/clear_refs").write_text(
@@ -168,15 +168,7 @@ def coordinate(folder: Path, *, megabytes: int, sites: int, rounds: int) -> None
             deadline=600.0,
             quorum=sites,
         ).run(start.pop())  # held by nobody else: a round's memory is its own
-    print(json.dumps({"model": bytes_of_model, "idle": idle, "peak": _resident("VmHWM")}))
-
-
-def _resident(field: str) -> int:
-    """Bytes that this process holds (VmRSS) or held at most (VmHWM); Linux."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    raise LookupError(field)
+    print(json.dumps({"model": bytes_of_model, "idle": idle, "peak": memory.peak()}))
 
 
 @dataclass(frozen=True, kw_only=True)

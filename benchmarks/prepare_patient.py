@@ -10,7 +10,6 @@ the patient was prepared before.
 import importlib
 import json
 import os
-import resource
 import shutil
 import statistics
 import subprocess
@@ -23,7 +22,7 @@ from typing import Final
 import numpy as np
 from scipy import ndimage
 
-from benchmarks import results
+from benchmarks import memory, results
 from benchmarks.results import Goal
 from medsynth_common.labels import BRATS_VALUE_OF, CONTRASTS
 from medsynth_common.phantom import SITE_SCANNERS, make_phantom
@@ -109,7 +108,7 @@ def _measure(what: str, root: Path) -> dict[str, float]:
     return {
         "cpu": time.process_time() - before,
         "wall": time.perf_counter() - began,
-        "gibibytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "gibibytes": memory.peak() / 2**30,
     }
 
 

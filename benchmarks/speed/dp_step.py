@@ -17,7 +17,7 @@ from monai.networks.blocks.segresnet_block import ResBlock
 from monai.networks.nets import PatchDiscriminator, SegResNet, UNet
 from torch import Tensor, nn
 
-from benchmarks import results
+from benchmarks import memory, results
 from benchmarks.results import Cell, Goal
 from benchmarks.speed import dp_ways
 from benchmarks.speed.dp_ways import Step
@@ -122,20 +122,14 @@ def measure(case: Case, rounds: int) -> list[dict[str, Cell]]:
 
 def _needed(step: Step) -> float | None:
     """MiB that a step takes at its peak beyond what is there before it; Linux alone tells."""
-    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-    if not reset.exists():
+    reset = Path("/proc/self/clear_refs")
+    if not (memory.TOLD and reset.exists()):
         return None
     ctypes.CDLL(None).malloc_trim(0)  # what was freed before is not at hand for this step
-    before = _field(status, "VmRSS")
+    before = memory.held()
     reset.write_text("5")
     step()
-    return (_field(status, "VmHWM") - before) / 1024
-
-
-def _field(status: Path, name: str) -> int:
-    """One figure of the process' status, in KiB."""
-    lines = status.read_text().splitlines()
-    return int(next(line.split()[1] for line in lines if line.startswith(f"{name}:")))
+    return (memory.peak() - before) / 2**20
 
 
 def main(*, rounds: int = ROUNDS) -> bool:

@@ -1,12 +1,11 @@
 """What more sites cost when the patients stay the same, and whether a thousand can answer."""
 
-import resource
 import statistics
 import tempfile
 from pathlib import Path
 from typing import Final
 
-from benchmarks import results
+from benchmarks import memory, results
 from benchmarks.results import Cell, Goal
 from benchmarks.speed.local_round import configured, rounds_of
 from medsynth_common.privacy.mechanism import Gaussian
@@ -25,7 +24,7 @@ _MECHANISM: Final = Gaussian(
 
 def _measure(sites: int, patients: int, rounds: int) -> dict[str, Cell]:
     config = configured(sites=sites, rounds=rounds, channels=_CHANNELS, patients=patients // sites)
-    before = _peak()
+    before = memory.peak()
     with tempfile.TemporaryDirectory(prefix="medsynth-growth-") as name:
         first, *others = rounds_of(config, Path(name), _MECHANISM, workers=_WORKERS)
     return {
@@ -33,18 +32,14 @@ def _measure(sites: int, patients: int, rounds: int) -> dict[str, Cell]:
         "patients of each": patients // sites,
         "first round s": first,
         "round s": statistics.median(others) if others else None,
-        "coordinator's peak MiB": _peak() - before,
+        "coordinator's peak MiB": (memory.peak() - before) / 2**20,
     }
-
-
-def _peak() -> float:
-    """MiB that this process has held at most; it only grows, so few sites come first."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def main() -> bool:
     """Measure few and many sites; whether many cost little more."""
     _measure(SITES[0], PATIENTS, 2)  # what everyone needs is loaded before memory is counted
+    # A peak only grows, so few sites come first.
     rows = [_measure(sites, PATIENTS, ROUNDS) for sites in SITES]
     few, many = (float(row["round s"] or 0) for row in rows)
     return results.record(
