@@ -64,14 +64,15 @@ def write_maps(folder: Path) -> None:
     (folder / STATEMENT).write_text('source = "synthetic"\nlicence = "Apache-2.0"\n')
 
 
-def _bare(model: Model) -> Callable[[], object]:
-    """Paint as many volumes, and drop them."""
+def _bare(model: Model, threads: int) -> Callable[[], object]:
+    """Paint as many volumes one after the other, each on all threads, and drop them."""
     generator = model.generator(torch.device("cpu")).eval()
     labels = torch.from_numpy(make_phantom(1, _GRID, SITE_SCANNERS[0]).labels)
     classes = one_hot(labels.unsqueeze(0))
     style, draw = stack([Style.neutral()]), torch.Generator()
 
     def work() -> None:
+        torch.set_num_threads(threads)  # making a set leaves another number behind
         with torch.no_grad():
             for _ in range(VOLUMES):
                 paint(generator, classes, style, draw)
@@ -82,7 +83,6 @@ def _bare(model: Model) -> Callable[[], object]:
 def main() -> bool:
     """Measure; whether a set takes hardly longer than painting it."""
     config = parse_config({"grid": list(_GRID), "networks": {}}, name="benchmark")
-    torch.set_num_threads(config.threads)
     seconds: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory(prefix="medsynth-synthesis-") as name:
         root = Path(name)
@@ -102,7 +102,7 @@ def main() -> bool:
             return lambda: synthesize(root / "run", root / f"set-{time.monotonic_ns()}", wish)
 
         ways = {
-            "bare forward pass": _bare(model),
+            "bare forward pass": _bare(model, config.threads),
             "a set from a folder of label maps": made(root / "maps"),
             "a set from label maps that are drawn": made(None),
         }

@@ -15,12 +15,12 @@ import hashlib
 import itertools
 import json
 import secrets
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 import torch
@@ -54,6 +54,8 @@ _BATCH: Final = {"cuda": 4}
 PAINTED_WITH: Final = ("generator", "styles", "variation")
 #: Threads that compress and write: zlib lets others run meanwhile.
 _WRITERS: Final = 4
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +181,8 @@ def synthesize(run_folder: Path, out: Path, wish: Wish) -> Made:
     run = FinishedRun.open(run_folder)
     _check_style(wish.style, run.sites)
     device = choose_device(run.config.device)
-    torch.set_num_threads(run.config.threads)
+    # Volumes are painted side by side, each on one thread: two threads on one hardly hasten it.
+    torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True, warn_only=True)
     request = _request(wish, run, device)
     x, y, z = run.config.grid
@@ -221,15 +224,19 @@ class _Making:
         )
         first, count = self.folder.done, self.folder.request.count
         size = _BATCH.get(self.device.type, 1)
-        # Label maps are drawn a batch ahead, and files written, while a batch is painted.
-        with ThreadPoolExecutor(_WRITERS) as pool, ThreadPoolExecutor(1) as ahead:
-            drawn = ahead.submit(self._prepare_batch, first // size, size)
+
+        def painted(number: int) -> tuple[list[_Prepared], Tensor]:
+            batch = self._prepare_batch(number, size)
+            return batch, self._paint(painter, batch, number)
+
+        # A batch is painted as it was before, whole, even if part of it is there.
+        numbers = range(first // size, -(-count // size))
+        hands = self.run.config.threads
+        with ThreadPoolExecutor(_WRITERS) as pool, ThreadPoolExecutor(hands) as painters:
             pending: list[tuple[MadeVolume, list[Future[None]]]] = []
-            # A batch is painted as it was before, whole, even if part of it is there.
-            for number in range(first // size, -(-count // size)):
-                batch = drawn.result()
-                drawn = ahead.submit(self._prepare_batch, number + 1, size)
-                images = self._paint(painter, batch, number)
+            for number, (batch, images) in zip(
+                numbers, _ahead(painters, painted, numbers, depth=hands), strict=True
+            ):
                 yield from _written(pending)
                 pending = [
                     self._write(pool, one, image)
@@ -295,6 +302,19 @@ class _Making:
             for path, voxels in files.items()
         ]
         return made, writing
+
+
+def _ahead(
+    hands: ThreadPoolExecutor, work: Callable[[int], Result], numbers: Iterable[int], *, depth: int
+) -> Iterator[Result]:
+    """Do `work` on each number, `depth` of them at a time; gives results in the numbers' order."""
+    waiting: deque[Future[Result]] = deque()
+    for number in numbers:
+        waiting.append(hands.submit(work, number))
+        if len(waiting) > depth:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 def _written(pending: list[tuple[MadeVolume, list[Future[None]]]]) -> Iterator[MadeVolume]:
