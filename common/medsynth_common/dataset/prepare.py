@@ -1,13 +1,13 @@
 """From a patient's files to what networks train on: one grid, one scale, one label map."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medsynth_common.dataset.brain import bounding_box, brain_mask
+from medsynth_common.dataset.brain import Box, bounding_box, brain_mask
 from medsynth_common.dataset.clustering import tissue_clusters
 from medsynth_common.dataset.config import DataConfig
 from medsynth_common.dataset.files import ANATOMY_MAP, TUMOUR_MAP, PatientFiles
@@ -41,7 +41,7 @@ class Patient:
 class _Scan:
     """A patient's volumes on their own grid, cut to the brain's box."""
 
-    image: NDArray[np.float32]  # (4, x, y, z), none below 0
+    image: NDArray[np.float32]  # (4, x, y, z), none below 0, 0 outside the brain
     brain: NDArray[np.bool_]  # (x, y, z)
     tumour: NDArray[np.uint8]  # (x, y, z), Tissue
     anatomy: NDArray[np.uint8] | None  # (x, y, z), Tissue
@@ -87,13 +87,24 @@ def _read(files: PatientFiles, config: DataConfig) -> _Scan:
     affine = first.affine.copy()
     affine[:3, 3] = (first.affine @ [*(axis.start for axis in box), 1.0])[:3]
     return _Scan(
-        image=np.stack([contrast[box].clip(min=0) for contrast in contrasts]),
+        image=_inside(contrasts, brain, box),
         brain=brain[box],
         tumour=to_tissue(volumes[TUMOUR_MAP].data[box], files.tumour_values),
         anatomy=None if anatomy is None else to_tissue(anatomy.data[box], config.anatomy_values),
         affine=affine,
         spacing=first.spacing,
     )
+
+
+def _inside(
+    contrasts: Sequence[NDArray[np.float32]], brain: NDArray[np.bool_], box: Box
+) -> NDArray[np.float32]:
+    """Cut the contrasts to the box, 0 outside the brain and none below 0: (contrast, x, y, z)."""
+    image = np.empty((len(contrasts), *brain[box].shape), dtype=np.float32)
+    for part, contrast in zip(image, contrasts, strict=True):  # in place: these are large
+        np.maximum(contrast[box], 0, out=part)
+        part *= brain[box]
+    return image
 
 
 def _label(scan: _Scan, config: DataConfig) -> NDArray[np.uint8]:
@@ -115,4 +126,4 @@ def _label(scan: _Scan, config: DataConfig) -> NDArray[np.uint8]:
 def _fit_image(scan: _Scan, frame: Frame) -> NDArray[np.float32]:
     """Resample the contrasts; the empty outside does not darken the cortex beside it."""
     share = np.maximum(frame.resample(scan.brain.astype(np.float32)), 1e-6)
-    return np.stack([frame.resample(one * scan.brain) / share for one in scan.image])
+    return np.stack([frame.resample(one) / share for one in scan.image])
