@@ -6,7 +6,7 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -20,7 +20,11 @@ from medsynth_server.checkpoint import Checkpoint
 from medsynth_server.model import Model
 from medsynth_server.progress import Progress
 from medsynth_server.record import Arm, NoisedMetric, NoteEvent, RoundEvent, RunLog, Told
+from medsynth_server.shelf import Shelf, Shelves
 from medsynth_server.strategies import Answer
+
+#: So many bytes of a round's answers wait in memory to be combined; all others, on disk.
+_IN_MEMORY: Final = 16 << 20
 
 
 class FederatedStage(Protocol):
@@ -80,13 +84,24 @@ class Stopped(MedsynthError):
 
 @dataclass(kw_only=True)
 class Round:
-    """What became of one round's questions."""
+    """What became of one round's questions; `shelves` takes what is too much for memory."""
 
+    shelves: Shelves
     questions: int = 0
     answers: list[Answer] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
     bytes_up: int = 0
     bytes_down: int = 0
+    _in_memory: int = 0
+
+    def take(self, update: SiteUpdate) -> None:
+        """Add a site's checked update: in memory the first few, however many sites there are."""
+        if not isinstance(update.weights, Shelf):
+            self._in_memory += (size := _size(update.weights))
+            if self._in_memory > _IN_MEMORY:
+                self._in_memory -= size
+                update = replace(update, weights=self.shelves.put(update.weights))
+        self.answers.append(Answer(update=update))
 
     @property
     def shortfall(self) -> str:
@@ -204,7 +219,7 @@ class Federation:
 
     def _ask_for_quorum(self, stage: FederatedStage, model: Model, number: int) -> Round:
         """Ask until enough sites have answered; those that have are not asked again."""
-        asked = Round()
+        asked = Round(shelves=Shelves(self.checkpoint.path.parent))
         for attempt in range(1 + self.repeats):
             if attempt:
                 self.progress.note(f"{stage.name} round {number}: {asked.shortfall}; asking again")
@@ -235,7 +250,7 @@ class Federation:
             if isinstance(answer, str):
                 asked.refused[site] = answer
             else:
-                asked.answers.append(Answer(update=answer))
+                asked.take(answer)
                 size = _size(expected_update(plans[node]))
                 asked.bytes_up += size
             self.progress.site_done(

@@ -1,5 +1,5 @@
-"""Tensors that lie in a file and not in memory: a large answer until it is combined, and what
-is made of large answers until it is looked at.
+"""Tensors that lie in a file and not in memory: a large answer, or many small ones, until they are
+combined; and what is made of them until it is looked at.
 """
 
 import json
@@ -34,26 +34,39 @@ class _Place:
         return torch.empty(0, dtype=self.dtype).element_size()
 
 
+class _File:
+    """A descriptor of a file without a name, closed with the last tensor that lies there."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    def __del__(self) -> None:
+        os.close(self.descriptor)
+
+
 class Shelf(Mapping[str, Tensor]):
-    """Named tensors in a file without a name, which is gone with this object.
+    """Named tensors in a file without a name.
 
     Each look reads the tensor anew: what is not kept is not held.
     """
 
-    def __init__(self, pieces: Iterator[bytes | memoryview], *, folder: Path) -> None:
-        """Write safetensors bytes, as they come, into a file on the disk of `folder`.
+    def __init__(self, places: Mapping[str, _Place], file: _File, *, folder: Path) -> None:
+        self._places, self._file, self.folder = places, file, folder
+
+    @classmethod
+    def arriving(cls, pieces: Iterator[bytes | memoryview], *, folder: Path) -> "Shelf":
+        """Write safetensors bytes, as they come, into a file of their own on the disk of `folder`.
 
         Raises:
             BadMessage: they are no safetensors.
 
         """
-        self.folder = folder
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".part-") as file:
             for piece in pieces:
                 file.write(piece)
             file.flush()
-            self._places = _places(Path(file.name))
-            self._file = os.dup(file.fileno())
+            places = _places(Path(file.name))
+            return cls(places, _File(os.dup(file.fileno())), folder=folder)
 
     def __getitem__(self, name: str) -> Tensor:
         """Read a tensor."""
@@ -67,7 +80,7 @@ class Shelf(Mapping[str, Tensor]):
         if stop <= start:
             return torch.empty(0, dtype=place.dtype)
         content = bytearray((stop - start) * place.width)
-        os.preadv(self._file, [content], place.start + start * place.width)
+        os.preadv(self._file.descriptor, [content], place.start + start * place.width)
         return torch.frombuffer(content, dtype=place.dtype)
 
     def __iter__(self) -> Iterator[str]:
@@ -76,9 +89,25 @@ class Shelf(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._places)
 
-    def __del__(self) -> None:
-        if hasattr(self, "_file"):
-            os.close(self._file)
+
+class Shelves:
+    """Many answers in one file without a name: a file each would be a descriptor for each site."""
+
+    def __init__(self, folder: Path) -> None:
+        """Say on which disk; the file is made when there is something to put there."""
+        self._folder, self._end = folder, 0
+        self._file: _File | None = None
+
+    def put(self, tensors: Mapping[str, Tensor]) -> Shelf:
+        """Write tensors behind those that are there."""
+        if self._file is None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self._folder) as file:
+                self._file = _File(os.dup(file.fileno()))
+        places, self._end = _laid_out(tensors, self._end)
+        for name, place in places.items():
+            _write(self._file.descriptor, bytes_of(tensors[name]), place.start)
+        return Shelf(places, self._file, folder=self._folder)
 
 
 class Draft:
@@ -90,24 +119,15 @@ class Draft:
 
     def __init__(self, forms: Mapping[str, Tensor], *, folder: Path) -> None:
         """Begin with zeros, in a file on the disk of `folder`."""
-        self._places: dict[str, _Place] = {}
-        end = 0
-        for name, form in forms.items():
-            place = _Place(start=end, dtype=form.dtype, shape=tuple(form.shape))
-            self._places[name] = place
-            end += -(-_count(place.shape) * place.width // _ALIGNED) * _ALIGNED
-        self._size = end
+        self._places, self._size = _laid_out(forms, 0)
         self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 - as long as it
-        self._file.truncate(max(1, end))
+        self._file.truncate(max(1, self._size))
 
     def put(self, name: str, start: int, values: Tensor) -> None:
         """Write some elements of a tensor, counted as they lie, in its type."""
         place = self._places[name]
-        content = bytes_of(values.to(place.dtype))
         at = place.start + start * place.width
-        while content:
-            written = os.pwrite(self._file.fileno(), content, at)
-            content, at = content[written:], at + written
+        _write(self._file.fileno(), bytes_of(values.to(place.dtype)), at)
 
     def tensors(self) -> dict[str, Tensor]:
         """Give them; the file is gone with the last one."""
@@ -121,6 +141,21 @@ class Draft:
             else torch.empty(place.shape, dtype=place.dtype)
             for name, place in self._places.items()
         }
+
+
+def _laid_out(forms: Mapping[str, Tensor], end: int) -> tuple[dict[str, _Place], int]:
+    """Where tensors of these forms lie behind byte `end` of a file, and where they end."""
+    places = {}
+    for name, form in forms.items():
+        places[name] = _Place(start=end, dtype=form.dtype, shape=tuple(form.shape))
+        end += -(-form.numel() * places[name].width // _ALIGNED) * _ALIGNED
+    return places, end
+
+
+def _write(descriptor: int, content: memoryview, at: int) -> None:
+    while content:
+        written = os.pwrite(descriptor, content, at)
+        content, at = content[written:], at + written
 
 
 def _count(shape: tuple[int, ...]) -> int:

@@ -34,8 +34,10 @@ STRATEGIES: Final[Mapping[str, Callable[[], Strategy]]] = {
 }
 #: They look at a site's weights as a whole; the others, at each number for itself.
 _OF_THE_WHOLE: Final = {"krum"}
-#: So many numbers of each site's are in memory at once, where each is combined for itself.
+#: Where each number is combined for itself, so many are in memory at once: of one site at most,
+#: and of all.
 _PIECE: Final = 1 << 20
+_ROOM: Final = 1 << 22
 #: What FedAdam remembers between rounds, under these attribute names.
 _MEMORY: Final = ("m_t", "v_t")
 
@@ -86,7 +88,7 @@ class Combiner:
         new: _Memory | Draft
         new = Draft(current, folder=shelves[0].folder) if shelves else _Memory(current)
         kept: dict[str, dict[str, Tensor]] = {slot: {} for slot in _MEMORY}
-        for piece in self._pieces(current):
+        for piece in self._pieces(current, sites=len(answers)):
             taken = {name: _flat(current, name)[start:stop] for name, start, stop in piece}
             before = {
                 slot: {
@@ -109,20 +111,20 @@ class Combiner:
             name: value for slot in _MEMORY for name, value in with_prefix(slot, kept[slot]).items()
         }
 
-    def _pieces(self, current: Mapping[str, Tensor]) -> Iterator[list[_Span]]:
+    def _pieces(self, current: Mapping[str, Tensor], *, sites: int) -> Iterator[list[_Span]]:
         """Which numbers go through the strategy together."""
         if not self._in_pieces:
             yield [(name, 0, tensor.numel()) for name, tensor in current.items()]
             return
         held: list[_Span] = []
-        room = _PIECE
+        room = length = max(1, min(_PIECE, _ROOM // sites))
         for name, tensor in current.items():
-            for start in range(0, max(1, tensor.numel()), _PIECE):
-                span = (name, start, min(start + _PIECE, tensor.numel()))
+            for start in range(0, max(1, tensor.numel()), length):
+                span = (name, start, min(start + length, tensor.numel()))
                 # One span of a tensor a piece, as pieces are named by tensors.
                 if held and (span[2] - start > room or held[-1][0] == name):
                     yield held
-                    held, room = [], _PIECE
+                    held, room = [], length
                 held.append(span)
                 room -= span[2] - start
         if held:

@@ -15,6 +15,7 @@ from medsynth_common.plan import RoundPlan, SegmentSettings, Stage
 from medsynth_common.update import SiteUpdate, UpdateHeader
 from medsynth_common.wire.records import plan_from_records, update_to_records
 from medsynth_common.wire.rounding import STEPS, rounded
+from medsynth_server import federation as federation_module
 from medsynth_server.checkpoint import Checkpoint
 from medsynth_server.config import RunConfig
 from medsynth_server.engines.by_messages import ByMessages
@@ -23,6 +24,7 @@ from medsynth_server.flower import error_reply, reply, start_identity
 from medsynth_server.model import Model
 from medsynth_server.progress import LineProgress
 from medsynth_server.record import Arm, NoteEvent, RoundEvent, RunLog, read_events
+from medsynth_server.shelf import Shelf
 from medsynth_server.stages.asking import Asking
 from medsynth_server.strategies import Answer, Combiner
 from tiny_run import tiny_config
@@ -250,6 +252,34 @@ def test_rounded_answers_are_restored_before_they_are_combined(bench: Bench) -> 
     assert event.bytes_up == 2 + 2 + 2 * 4
     for name, tensor in START.items():
         torch.testing.assert_close(found[name], tensor - 0.5)
+
+
+def adding(much: float) -> Callable[[Message, RoundPlan], Message]:
+    return lambda question, plan: reply(update_to_records(honest(plan, add=much)), question)
+
+
+@pytest.mark.parametrize("room", [0, 40, 1 << 20])
+def test_answers_beyond_the_room_in_memory_wait_on_disk_and_count_all_the_same(
+    room: int, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = sum(tensor.numel() * tensor.element_size() for tensor in START.values())
+    shelved: list[int] = []
+
+    class Looking(Averaging):
+        def combine(self, model: Model, round: int, answers: Sequence[Answer]) -> Model:
+            shelved.append(sum(isinstance(a.update.weights, Shelf) for a in answers))
+            return super().combine(model, round, answers)
+
+    monkeypatch.setattr(federation_module, "_IN_MEMORY", room)
+    sites = {f"site-{number}": adding(number) for number in range(5)}
+    federation = replace(bench.federation(sites), stages=[Looking(2)])
+    start = Model(networks=tiny_config().networks, tensors=START)
+    with federation.progress:
+        found = federation.run(start).tensors
+    assert shelved == [max(0, 5 - room // one)] * 2
+    for name, tensor in START.items():
+        torch.testing.assert_close(found[name], tensor + 2 * 2.0)
+    assert not [path for path in bench.folder.iterdir() if path.name.startswith(".")]
 
 
 def test_a_sites_error_reaches_the_record_by_its_name(bench: Bench) -> None:

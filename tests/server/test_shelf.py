@@ -13,7 +13,7 @@ from medsynth_common.errors import BadMessage
 from medsynth_common.tensors import pack, packed_pieces, tensors_digest, unpack
 from medsynth_server import strategies
 from medsynth_server.flower import start_identity
-from medsynth_server.shelf import Draft, Shelf
+from medsynth_server.shelf import Draft, Shelf, Shelves
 from medsynth_server.strategies import STRATEGIES, Answer, Combiner
 from server.test_strategies import SIZES, _answers
 from tiny_run import same_tensors
@@ -28,7 +28,7 @@ TENSORS = {
 
 
 def _shelf(tensors: Mapping[str, Tensor], folder: Path, *, size: int = 64) -> Shelf:
-    return Shelf(packed_pieces(tensors, size=size), folder=folder)
+    return Shelf.arriving(packed_pieces(tensors, size=size), folder=folder)
 
 
 @pytest.mark.parametrize("size", [1, 7, 1 << 20])
@@ -61,16 +61,33 @@ def test_a_shelf_gives_its_file_back(tmp_path: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+def test_many_answers_share_one_file_that_goes_with_the_last(tmp_path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    shelves = Shelves(tmp_path / "made")
+    assert list(tmp_path.iterdir()) == []
+    answers = [{name: tensor + n for name, tensor in TENSORS.items()} for n in range(5)]
+    put = [shelves.put(answer) for answer in answers]
+    assert list((tmp_path / "made").iterdir()) == []
+    assert len(os.listdir("/proc/self/fd")) == before + 1
+    for shelf, answer in zip(put, answers, strict=True):
+        assert tensors_digest(shelf) == tensors_digest(answer)
+    del shelves, shelf, put[:4]
+    assert tensors_digest(put[0]) == tensors_digest(answers[4])
+    del put
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 @pytest.mark.parametrize("content", [b"", b"anna", pack(TENSORS)[:-1], pack(TENSORS) + b"x"])
 def test_what_is_no_safetensors_is_told(content: bytes, tmp_path: Path) -> None:
     with pytest.raises(BadMessage, match="safetensors"):
-        Shelf(iter([content]), folder=tmp_path)
+        Shelf.arriving(iter([content]), folder=tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", sorted(STRATEGIES))
+@pytest.mark.parametrize(("piece", "room"), [(3, 1 << 20), (1 << 20, 3 * len(SIZES)), (9, 1)])
 def test_answers_on_disk_and_in_pieces_combine_as_whole_ones_in_memory(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, piece: int, room: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start_identity(run_id=1)
     draw = torch.Generator().manual_seed(1)
@@ -84,7 +101,8 @@ def test_answers_on_disk_and_in_pieces_combine_as_whole_ones_in_memory(
     ]
     wanted, memory = Combiner(name).combine(current, whole, round=1, memory={})
     wanted, memory = Combiner(name).combine(wanted, whole, round=2, memory=memory)
-    monkeypatch.setattr(strategies, "_PIECE", 3)
+    monkeypatch.setattr(strategies, "_PIECE", piece)
+    monkeypatch.setattr(strategies, "_ROOM", room)
     found, kept = Combiner(name).combine(current, shelved, round=1, memory={})
     found, kept = Combiner(name).combine(found, shelved, round=2, memory=kept)
     assert same_tensors(found, wanted)

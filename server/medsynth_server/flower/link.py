@@ -237,7 +237,7 @@ class Link:
 
     def shelve(self, pieces: Iterator[Bytes]) -> Shelf:
         """Put an answer's tensors on the disk that the database is on."""
-        return Shelf(pieces, folder=self._folder)
+        return Shelf.arriving(pieces, folder=self._folder)
 
     def forget(self, question: str, answer: str | None = None) -> None:
         """Drop a question and its answer; what still comes to it finds nothing to answer."""
