@@ -100,6 +100,11 @@ def goals(found: Mapping[str, Sequence[Measured]]) -> list[Goal]:
     def part(row: str, of: str, column: str = "tumour") -> float:
         return _mean(found[row], column) / _mean(found[of], column)
 
+    def of_patients(row: str, column: str) -> float:
+        """Part of what patients themselves lead to, the better of two ways to train on them."""
+        ways = ("pooled", "pooled, as on a set")
+        return _mean(found[row], column) / max(_mean(found[way], column) for way in ways)
+
     synthetic = "synthetic: + consistency + mean-features, epsilon 8"
     moments = "synthetic: moments, epsilon 8"
     return [
@@ -117,13 +122,13 @@ def goals(found: Mapping[str, Sequence[Measured]]) -> list[Goal]:
         ),
         Goal(
             what="tumour Dice of synthetic-only training at epsilon 8, part of pooled patients'",
-            figure=part(synthetic, "pooled"),
+            figure=of_patients(synthetic, "tumour"),
             bar=0.95,
             least=True,
         ),
         Goal(
             what="lesion Dice of synthetic-only training at epsilon 8, part of pooled patients'",
-            figure=part(synthetic, "pooled", "lesion"),
+            figure=of_patients(synthetic, "lesion"),
             bar=0.95,
             least=True,
         ),
@@ -165,13 +170,17 @@ def _about(preset: Preset) -> str:
         f"{preset.sites * preset.held_out} held out and {preset.unseen} of a scanner that no site "
         f"has; {len(preset.seeds)} seed(s). Patients come from a renderer of their own "
         "(`benchmarks/utility/other_renderer.py`). Dice in percent; `lesion` counts every lesion "
-        "alike and false ones as 0; `intensity` and `texture` are errors of the images, `frechet` "
-        "is the distance of slices to held-out patients' in features of a random network."
+        "alike and false ones as 0, as BraTS 2023 does; `intensity` and `texture` are errors of "
+        "the images, `frechet` is the distance of slices to held-out patients' in features of a "
+        "random network."
     )
 
 
 def _notes(preset: Preset) -> list[str]:
-    notes = ["'synthetic' rows train on the synthetic set and no patient, from the public weights"]
+    notes = [
+        "'synthetic' rows train on the synthetic set and no patient, from the public weights; "
+        "'pooled, as on a set' does the same on the patients of all sites"
+    ]
     if preset.name == "small":
         notes.append("a small bench with one seed: it shows that things work, not how well")
     return notes

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor, nn
 
 from benchmarks.utility.federation import Cohorts
@@ -12,6 +11,8 @@ from medsynth_common.labels import TUMOUR, Region, Tissue, one_hot, segmenter_ta
 from medsynth_common.learning.dice import region_dice, segment
 from medsynth_common.learning.losses import tissue_moments
 from medsynth_common.learning.volumes import Volume
+from medsynth_common.scoring.lesionwise import score_lesions
+from medsynth_common.set_layout import phantom_affine
 from medsynth_server.fidelity.distances import frechet
 from medsynth_server.fidelity.features import Plane, plane_features
 from medsynth_server.fidelity.measure import Standard
@@ -28,7 +29,8 @@ def dice_of(segmenter: nn.Module, cohorts: Cohorts, *, crop: int) -> dict[str, f
     """Mean Dice of the tumour and of its lesions over all patients.
 
     `tumour` is the mean of whole tumour and core; `lesion` counts every lesion of a patient alike
-    and every false one as 0, as the BraTS challenge does since 2023.
+    and every false one as 0 (`scoring.lesionwise`, BraTS 2023), on voxels as large as a head's are
+    on such a grid.
     """
     segmenter.eval()
     tumour, lesions = [], []
@@ -38,7 +40,9 @@ def dice_of(segmenter: nn.Module, cohorts: Cohorts, *, crop: int) -> dict[str, f
             target = segmenter_target(volume.labels)
             scores = region_dice(found, target)
             tumour += [s for r in (Region.WHOLE, Region.CORE) if (s := scores[r]) is not None]
-            lesions += lesion_dice(found.numpy() > 0, target.numpy() > 0)
+            x, y, z, _ = phantom_affine(tuple(target.shape)).diagonal().tolist()
+            whole = score_lesions(found.numpy() > 0, target.numpy() > 0, voxel=(x, y, z))
+            lesions.append(whole.dice)
     return {"tumour": float(np.mean(tumour)), "lesion": float(np.mean(lesions))}
 
 
@@ -71,21 +75,6 @@ def frechet_distance(made: Sequence[Volume], real: Sequence[Volume]) -> float:
         standard = Standard.fit(one)
         found.append(frechet(standard(one), standard(other)))
     return float(np.mean(found))
-
-
-def lesion_dice(found: np.ndarray, there: np.ndarray) -> list[float]:
-    """Dice of each connected lesion with the findings that touch it, and 0 for each false one."""
-    touching = ndimage.generate_binary_structure(3, 3)
-    true, count = ndimage.label(there, touching)
-    findings, claimed = ndimage.label(found, touching)
-    scores, used = [], set()
-    for number in range(1, count + 1):
-        lesion = true == number
-        hits = {int(n) for n in np.unique(findings[lesion])} - {0}
-        used |= hits
-        claim = np.isin(findings, list(hits))
-        scores.append(2 * float((lesion & claim).sum()) / float(lesion.sum() + claim.sum()))
-    return scores + [0.0] * (claimed - len(used))
 
 
 def _levels(volumes: Sequence[Volume]) -> Tensor:

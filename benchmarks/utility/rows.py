@@ -12,6 +12,7 @@ from benchmarks.utility.federation import Cohorts, Patients, run_rounds
 from benchmarks.utility.kept import Kept
 from benchmarks.utility.measures import dice_of, frechet_distance, image_errors
 from benchmarks.utility.presets import Preset
+from medsynth_common.learning.volumes import Volume
 from medsynth_common.networks import build_segmenter
 from medsynth_common.plan import Critic, Stage
 from medsynth_server.budget import plan_budget
@@ -52,6 +53,7 @@ class Comparison:
         rows: dict[str, Callable[[], Measured]] = {
             "public weights": lambda: self._found(self.public),
             "pooled": lambda: self._found(self._federated(None, self._pooled)),
+            "pooled, as on a set": lambda: self._dice(self._trained(self._pooled["everyone"])),
             "own site only": self._local,
             "FedAvg": lambda: self._found(self._federated(None)),
         }
@@ -140,6 +142,15 @@ class Comparison:
         preset, sites = self.preset, list(self.patients.training)
         painter = Painter(model, sites, grid=(preset.side,) * 3, device=_CPU)
         volumes = [v for _, v in painter.volumes(seed=self.seed, count=preset.synthetic)]
+        segmenter = self._trained(volumes)
+        errors = image_errors(painter, self.patients.same, seed=self.seed)
+        held_out = [v for volumes in self.patients.same.values() for v in volumes]
+        errors["frechet"] = frechet_distance(volumes, held_out)
+        return {**self._dice(segmenter), **errors}
+
+    def _trained(self, volumes: Sequence[Volume]) -> nn.Module:
+        """Train on volumes from the public weights on: patients and images of them alike."""
+        preset = self.preset
         weights, _ = train_on(
             crop_batches(
                 repeat_batches(volumes, batch=2, seed=self.seed),
@@ -154,10 +165,7 @@ class Comparison:
         )
         segmenter = build_segmenter(self.public.networks)
         segmenter.load_state_dict(weights)
-        errors = image_errors(painter, self.patients.same, seed=self.seed)
-        held_out = [v for volumes in self.patients.same.values() for v in volumes]
-        errors["frechet"] = frechet_distance(volumes, held_out)
-        return {**self._dice(segmenter), **errors}
+        return segmenter
 
     def _dice(self, segmenter: nn.Module) -> Measured:
         crop = self.preset.crop

@@ -8,13 +8,13 @@ import torch
 from benchmarks.utility.bench import goals
 from benchmarks.utility.federation import Patients
 from benchmarks.utility.kept import Kept
-from benchmarks.utility.measures import frechet_distance, image_errors, lesion_dice
+from benchmarks.utility.measures import dice_of, frechet_distance, image_errors
 from benchmarks.utility.other_renderer import OtherScanner, draw_patient
 from benchmarks.utility.presets import Preset
 from benchmarks.utility.rows import Comparison
 
 from medsynth_common.intensity import CEILING
-from medsynth_common.labels import Tissue
+from medsynth_common.labels import SEGMENTER_CLASSES, Tissue
 from medsynth_common.learning.volumes import Volume
 from medsynth_server.shipped import shipped_model
 from medsynth_server.synthesis import Painter
@@ -89,15 +89,30 @@ def test_slices_are_nearer_to_other_patients_than_to_patients_out_of_focus() -> 
     assert frechet_distance(other, real) < 0.5 * frechet_distance(blurred, real)
 
 
+class Pointing(torch.nn.Module):
+    """Finds a tumour where the first contrast says so."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        none, core = torch.zeros_like(images[:, :1]), 2 * images[:, :1] - 1
+        return torch.cat([none, core, *([none - 9] * (len(SEGMENTER_CLASSES) - 2))], dim=1)
+
+
 def test_lesions_count_alike_and_false_ones_as_nothing() -> None:
-    there = np.zeros((12, 12, 12), dtype=bool)
-    there[1:3, 1:3, 1:3] = there[6:10, 6:10, 6:10] = True
-    assert lesion_dice(there, there) == [1.0, 1.0]
-    found = there.copy()
-    found[1:3, 1:3, 1:3] = False  # the small one is missed
-    found[0, 11, 11] = True  # and something is seen that is not there
-    assert sorted(lesion_dice(found, there)) == [0.0, 0.0, 1.0]
-    assert lesion_dice(there & False, there & False) == []
+    there, found = torch.zeros(2, 24, 24, 24)
+    for seen in (there, found):
+        seen[6:12, 6:12, 6:12] = 1
+    labels = (there * Tissue.CORE + (1 - there) * Tissue.WHITE).to(torch.uint8)
+
+    def measured(seen: torch.Tensor) -> tuple[float, float]:
+        patient = Volume(image=seen.expand(4, -1, -1, -1), labels=labels)
+        dice = dice_of(Pointing(), {"site": [patient]}, crop=24)
+        return dice["tumour"], dice["lesion"]
+
+    assert measured(found) == (1.0, 1.0)
+    found[22, 22, 22] = 1  # one voxel that is no tumour, far from the one that is
+    tumour, lesion = measured(found)
+    assert tumour == pytest.approx(2 * 216 / (2 * 216 + 1))
+    assert lesion == pytest.approx(0.5)
 
 
 def test_images_of_the_wrong_brightness_and_texture_have_errors() -> None:
