@@ -104,6 +104,7 @@ PRESETS: Final[dict[_Name, Preset]] = {
         each=24,
         held_out=5,
         unseen=10,
+        hospitals=(1, 4),
         rounds=4,
         steps=3,
         sampling_rate=0.15,
@@ -128,7 +129,7 @@ PRESETS: Final[dict[_Name, Preset]] = {
         adversarial_rounds=2,
         generator_steps=15,
         synthetic=48,
-        synthetic_steps=100,
+        synthetic_steps=200,
     ),
     "full": Preset(
         name="full",

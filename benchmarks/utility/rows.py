@@ -34,7 +34,7 @@ _EPSILONS: Final = (8.0, 4.0, 2.0, 1.0)
 #: The whole product's budget, in the rows about synthetic images.
 _WHOLE: Final = 8.0
 #: Generator's loss: weight of the critic, of the segmenter's consistency.
-_ALONE: Final = {"consistency": (0.0, 0.1), "critic": (1.0, 0.0)}
+_ALONE: Final = {"consistency": (0.0, 1.0), "critic": (1.0, 0.0)}
 
 
 @dataclass(frozen=True)

@@ -104,12 +104,12 @@ class AdversarialSettings(Value):
     critic: Critic = Critic.MEAN_FEATURES
     game: Game = Game.HINGE
     critic_learning_rate: float = Field(default=1e-3, gt=0, le=1)
-    generator_steps: int = Field(default=5, ge=0, le=100_000)
-    generator_learning_rate: float = Field(default=5e-4, gt=0, le=1)
+    generator_steps: int = Field(default=10, ge=0, le=100_000)
+    generator_learning_rate: float = Field(default=2e-4, gt=0, le=1)
     batch: int = Field(default=4, ge=2, le=1024)
     crops: int = Field(default=2, ge=1, le=64)
     critic_weight: float = Field(default=1.0, ge=0)
-    consistency_weight: float = Field(default=0.1, ge=0)
+    consistency_weight: float = Field(default=1.0, ge=0)
     lock_weight: float = Field(default=10.0, ge=0)
     paired_weight: float = Field(default=0.0, ge=0)
     lesion_share: float = Field(default=0.0, ge=0, le=1)
