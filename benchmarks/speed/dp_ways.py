@@ -1,4 +1,4 @@
-"""Four ways to take one step on the same crops: without privacy, ours, and Opacus' two.
+"""Ways to take one step on the same crops: without privacy, ours, and Opacus' two.
 
 All take the hinge loss of a critic on real patches, the mean over a patient's crops, and one step
 of Adam. Ours and Opacus' hooks clip a patient's whole gradient. Opacus' ghost clipping knows no
@@ -33,7 +33,7 @@ def plain(network: nn.Module, crops: Tensor) -> Step:
     return step
 
 
-def ours(network: nn.Module, crops: Tensor) -> Step:
+def ours(network: nn.Module, crops: Tensor, *, bfloat16: bool = False) -> Step:
     """Patient by patient, as the sites do."""
     mechanism = Gaussian(name="bench", clip=1.0, noise_multiplier=1.0, sampling_rate=0.5, steps=1)
     optimizer = PatientOptimizer(
@@ -41,12 +41,18 @@ def ours(network: nn.Module, crops: Tensor) -> Step:
         mechanism,
         expected_patients=len(crops),
         randomness=SystemRandomness(),
+        bfloat16=bfloat16,
     )
 
     def loss(patient: Tensor) -> Tensor:
         return _hinge(network, patient).mean()
 
     return lambda: optimizer.step(partial(loss, patient) for patient in crops)
+
+
+def ours_in_bfloat16(network: nn.Module, crops: Tensor) -> Step:
+    """The same with `precision = "bfloat16"`."""
+    return ours(network, crops, bfloat16=True)
 
 
 def hooks(network: nn.Module, crops: Tensor) -> Step:

@@ -7,6 +7,7 @@ code; left out is only what stands between the two.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -28,6 +29,25 @@ _TRAIN, _HELD_OUT = 0, 1
 _DELTA = 1e-3
 
 Cohorts = Mapping[str, Sequence[Volume]]
+
+
+class Everyone(Protocol):
+    """Who trains and who is held out, by site."""
+
+    @property
+    def training(self) -> Cohorts:
+        """Each site's own patients."""
+
+    @property
+    def same(self) -> Cohorts:
+        """Held-out patients of the sites' scanners."""
+
+    @property
+    def other(self) -> Cohorts:
+        """Held-out patients of a scanner that no site has."""
+
+    def hospitals(self, count: int) -> Cohorts:
+        """The training patients of `count` sites."""
 
 
 @dataclass(frozen=True)

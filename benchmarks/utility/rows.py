@@ -8,7 +8,7 @@ from typing import Final
 import torch
 from torch import nn
 
-from benchmarks.utility.federation import Cohorts, Patients, run_rounds
+from benchmarks.utility.federation import Cohorts, Everyone, run_rounds
 from benchmarks.utility.kept import Kept
 from benchmarks.utility.measures import dice_of, frechet_distance, image_errors
 from benchmarks.utility.presets import Preset
@@ -43,7 +43,7 @@ class Comparison:
 
     preset: Preset
     seed: int
-    patients: Patients
+    patients: Everyone
     public: Model
     kept: Kept
 

@@ -62,6 +62,16 @@ class Game(StrEnum):
     CROSS_ENTROPY = "cross-entropy"
 
 
+class Precision(StrEnum):
+    """In what a site's private steps run through a network, forward and backward.
+
+    Weights, and clipping, sums and noise of gradients, are float32 and float64 in both.
+    """
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
 class MomentsSettings(Value):
     """One Gaussian release of per-tissue intensity moments."""
 
@@ -72,10 +82,11 @@ class SegmentSettings(Value):
     """DP-SGD on the segmenter; `steps` local steps a round are in the mechanism.
 
     `few` trains norms, activations, biases and the last layer alone: less noise in all, for a
-    small epsilon.
+    small epsilon. `bfloat16` is faster where GPU or CPU computes in it.
     """
 
     stage: Literal[Stage.SEGMENT] = Stage.SEGMENT
+    precision: Precision = Precision.FLOAT32
     parameters: Literal["all", "few"] = "all"
     learning_rate: float = Field(default=1e-3, gt=0, le=1)
     crops: int = Field(default=2, ge=1, le=64)
@@ -87,6 +98,7 @@ class AdversarialSettings(Value):
 
     Attributes:
         game: of the PatchGAN; the other critics have no use for it.
+        precision: of a PatchGAN's steps; the generator always paints in float32.
         generator_steps: of a round.
         batch: public label maps of one step.
         crops: cut from each sampled patient.
@@ -103,6 +115,7 @@ class AdversarialSettings(Value):
     stage: Literal[Stage.ADVERSARIAL] = Stage.ADVERSARIAL
     critic: Critic = Critic.MEAN_FEATURES
     game: Game = Game.HINGE
+    precision: Precision = Precision.FLOAT32
     critic_learning_rate: float = Field(default=1e-3, gt=0, le=1)
     generator_steps: int = Field(default=10, ge=0, le=100_000)
     generator_learning_rate: float = Field(default=2e-4, gt=0, le=1)

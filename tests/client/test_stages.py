@@ -27,7 +27,7 @@ from medsynth_common.learning.features import (
 from medsynth_common.learning.losses import tissue_moments
 from medsynth_common.learning.volumes import Volume
 from medsynth_common.networks import build_critic, build_segmenter
-from medsynth_common.plan import Critic, Game, RoundPlan, SegmentSettings, Stage
+from medsynth_common.plan import Critic, Game, Precision, RoundPlan, SegmentSettings, Stage
 from medsynth_common.privacy.randomness import SimulatedRandomness
 from medsynth_common.tensors import under
 from tiny import PATIENTS, Quiet, adversarial, gaussian, header, model, plan, unprotected, volumes
@@ -85,8 +85,9 @@ def test_the_second_round_of_moments_finds_the_spread() -> None:
     assert torch.equal(release_moments(order(later)).own["style.spread"], own["spread"])
 
 
-def test_the_segmenter_learns() -> None:
-    settings = SegmentSettings(learning_rate=0.01, crops=2)
+@pytest.mark.parametrize("precision", Precision)
+def test_the_segmenter_learns(precision: Precision) -> None:
+    settings = SegmentSettings(learning_rate=0.01, crops=2, precision=precision)
     asked = plan(Stage.SEGMENT, settings=settings, mechanisms=(unprotected("segmenter", steps=15),))
 
     def loss_of(weights: Mapping[str, Tensor]) -> float:
@@ -99,6 +100,7 @@ def test_the_segmenter_learns() -> None:
 
     outcome = train_segmenter(order(asked, randomness=SimulatedRandomness("segment")))
     assert loss_of(outcome.weights) < 0.9 * loss_of(asked.weights)
+    assert {weight.dtype for weight in outcome.weights.values()} == {torch.float32}
 
 
 def test_the_proximal_term_holds_the_segmenter_back() -> None:
@@ -118,6 +120,20 @@ def critic_order(
     settings = adversarial(critic=critic, critic_learning_rate=0.002)
     mechanisms = (unprotected("critic", steps=steps),)
     return order(plan(Stage.ADVERSARIAL, settings=settings, mechanisms=mechanisms), state=state)
+
+
+def test_a_critics_precision_changes_its_steps_a_little() -> None:
+    kept = []
+    for precision in Precision:
+        settings = adversarial(critic=Critic.PATCHGAN, precision=precision)
+        asked = plan(
+            Stage.ADVERSARIAL, settings=settings, mechanisms=(unprotected("critic", steps=2),)
+        )
+        kept.append(under("patchgan", train_generator(order(asked)).state))
+    one, other = kept
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], atol=0.01, rtol=0.1)
 
 
 def batch(chosen: Sequence[Volume]) -> tuple[Tensor, Tensor]:

@@ -98,3 +98,18 @@ def test_what_is_painted_is_held_as_a_volume(dims: int) -> None:
     weight = torch.rand(image.shape, generator=torch.Generator().manual_seed(3))
     (image * weight).sum().backward()  # type: ignore[no-untyped-call] # torch's stub
     assert any(bool(p.grad is not None and p.grad.any()) for p in generator.parameters())
+
+
+def test_a_critic_in_bfloat16_does_not_change_what_is_painted() -> None:
+    labels, _ = head()
+    offset = torch.full((len(TISSUES), len(CONTRASTS)), 0.5)
+    style = styled(offset, torch.full_like(offset, 0.05))
+    generator = Generator(NETWORKS)
+
+    def painted() -> Tensor:
+        draw = torch.Generator().manual_seed(3)
+        return paint(generator, one_hot(labels[None]), style, draw)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        within = painted()
+    assert torch.equal(within, painted())

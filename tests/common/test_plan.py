@@ -13,6 +13,7 @@ from medsynth_common.plan import (
     Critic,
     Game,
     PlanHeader,
+    Precision,
     RoundPlan,
     SegmentSettings,
     Stage,
@@ -49,9 +50,10 @@ def test_the_digest_changes_with_every_setting_and_mechanism_field() -> None:
     settings: dict[str, Any] = {
         name: value * 2 if isinstance(value, int | float) and value else 1.0
         for name, value in adversarial(generator_steps=1).model_dump().items()
-        if name not in ("stage", "critic", "game", "lesion_patch")
+        if name not in ("stage", "critic", "game", "precision", "lesion_patch")
     }
     settings |= {"game": Game.CROSS_ENTROPY, "lesion_patch": (8, 8, 8)}
+    settings |= {"precision": Precision.BFLOAT16}
     plans = [plan(Stage.ADVERSARIAL, settings=adversarial(**{k: v})) for k, v in settings.items()]
     for field, value in {
         "name": "x",

@@ -214,6 +214,37 @@ def test_a_step_is_exactly_what_was_promised(
     check(ours, make_case(make, dimensions, torch.float32), 1e-5)
 
 
+def in_bfloat16(case: Case, randomness: Randomness) -> Tensor:
+    recorder = Recorder(case.network.parameters())
+    PatientOptimizer(
+        recorder,
+        mechanism_of(case.clip),
+        expected_patients=case.expected,
+        randomness=randomness,
+        bfloat16=True,
+    ).step(partial(case.loss, crops) for crops in case.patients)
+    (given,) = recorder.given
+    return given
+
+
+@pytest.mark.parametrize("make", [critic, segresnet])
+def test_of_gradients_in_bfloat16_exactly_the_clip_is_released(
+    make: Callable[[int], nn.Module],
+) -> None:
+    case = make_case(make, 2, torch.float32)
+
+    def cast(crops: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return case.loss(crops)
+
+    check_it_is_its_definition(in_bfloat16, case, 0.1)  # near the gradients in float32,
+    with pytest.raises(AssertionError):
+        check_it_is_its_definition(in_bfloat16, case, 1e-4)  # yet other ones;
+    same = replace(case, loss=cast)  # exactly those that bfloat16 gives, clipped and noised
+    check_it_is_its_definition(lambda _, noise: in_bfloat16(case, noise), same, 1e-5)
+    check_no_patient_moves_it_by_more_than_the_clip(in_bfloat16, case, 1e-5)
+
+
 class Line(nn.Module):
     """Two weight tensors; the loss on crops x is mean(x @ weight), and `unused` has no part."""
 

@@ -11,7 +11,7 @@ from medsynth_common.learning.losses import fake_loss, fooling_loss, real_loss
 from medsynth_common.learning.optimizer_state import load_optimizer, optimizer_tensors
 from medsynth_common.learning.volumes import Volume, as_batch, draw_crops, mirrored
 from medsynth_common.networks import build_critic, load_network
-from medsynth_common.plan import AdversarialSettings
+from medsynth_common.plan import AdversarialSettings, Precision
 from medsynth_common.privacy.patients import (
     Loss,
     PatientOptimizer,
@@ -49,6 +49,7 @@ class PatchGanCritic:
             order.mechanism("critic"),
             expected_patients=self._sampling_rate * order.declared,
             randomness=order.randomness,
+            bfloat16=self._settings.precision is Precision.BFLOAT16,
         )
 
     def learn(self, fakes: Callable[[], tuple[Tensor, Tensor]]) -> None:

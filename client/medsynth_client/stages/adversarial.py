@@ -34,7 +34,7 @@ from medsynth_common.learning.volumes import (
     random_box,
 )
 from medsynth_common.networks import Generator, build_segmenter
-from medsynth_common.plan import AdversarialSettings
+from medsynth_common.plan import AdversarialSettings, Precision
 from medsynth_common.privacy.patients import Loss, PatientOptimizer, poisson_sample
 from medsynth_common.style import Style, stack
 from medsynth_common.tensors import state_of, under, with_prefix
@@ -168,6 +168,7 @@ class _GeneratorTraining:
             mechanism,
             expected_patients=mechanism.sampling_rate * self.order.declared,
             randomness=self.order.randomness,
+            bfloat16=self.settings.precision is Precision.BFLOAT16,
         )
         turns = self.order.mechanism("critic").steps if self.settings.plays_on_pairs else 0
         for step in self.order.steps("pairs", max(mechanism.steps, turns)):

@@ -12,7 +12,7 @@ from medsynth_common.learning.losses import segmentation_loss
 from medsynth_common.learning.optimizer_state import load_optimizer, optimizer_tensors
 from medsynth_common.learning.volumes import Volume, as_batch, draw_crops
 from medsynth_common.networks import build_segmenter
-from medsynth_common.plan import SegmentSettings
+from medsynth_common.plan import Precision, SegmentSettings
 from medsynth_common.privacy.patients import (
     PatientOptimizer,
     poisson_sample,
@@ -40,6 +40,7 @@ def train_segmenter(order: Order) -> Outcome:
         mechanism,
         expected_patients=mechanism.sampling_rate * order.declared,
         randomness=order.randomness,
+        bfloat16=settings.precision is Precision.BFLOAT16,
     )
 
     def loss_of(volume: Volume) -> Callable[[], Tensor]:

@@ -20,7 +20,8 @@ def paint(generator: Generator, classes: Tensor, style: Style, draw: torch.Gener
     """Make images (n, 4, x, y, z) for one-hot label maps (n, tissue, x, y, z).
 
     `style` has a batch axis of n. A 2D generator paints axial slices, all in the volume's style.
-    Each tissue has the mean and SD that the style gives it (see `held`).
+    Each tissue has the mean and SD that the style gives it (see `held`). All of it is float32, also
+    where a critic's steps are not: a tissue's SD is a small difference of large sums.
     """
     count, dims = classes.shape[0], generator.spatial_dims
     batch = as_batch(classes, dims)
@@ -29,7 +30,8 @@ def paint(generator: Generator, classes: Tensor, style: Style, draw: torch.Gener
         **{name: t.repeat_interleave(repeats, dim=0) for name, t in style.tensors().items()}
     )
     noise = generator.draw_noise(batch, draw)
-    return held(from_batch(generator(batch, spread_out, noise), dims, count), classes, style)
+    with torch.autocast(classes.device.type, enabled=False):
+        return held(from_batch(generator(batch, spread_out, noise), dims, count), classes, style)
 
 
 def held(image: Tensor, classes: Tensor, style: Style) -> Tensor:

@@ -72,6 +72,9 @@ class PatientOptimizer:
         expected_patients: sampling rate times the declared number of patients. The number that
             happened to be sampled is private.
         randomness: where the noise comes from.
+        bfloat16: whether losses are computed in it where an operation bears that (autocast), and
+            so their gradients on the way down. What is clipped are the gradients that arrive,
+            which have the parameters' type.
 
     """
 
@@ -82,9 +85,11 @@ class PatientOptimizer:
         *,
         expected_patients: float,
         randomness: Randomness,
+        bfloat16: bool = False,
     ) -> None:
         _check_expected(expected_patients)
         self.optimizer = optimizer
+        self._bfloat16 = bfloat16
         self.mechanism = mechanism
         self.expected_patients = expected_patients
         self._randomness = randomness
@@ -126,7 +131,11 @@ class PatientOptimizer:
         return [one for group in groups for one in group["params"] if one.requires_grad]
 
     def _gradient(self, loss: Loss) -> Sequence[Tensor]:
-        with torch.enable_grad():
+        device = self._parameters[0].device.type
+        with (
+            torch.enable_grad(),
+            torch.autocast(device, torch.bfloat16, enabled=self._bfloat16),
+        ):
             value = loss()
         return torch.autograd.grad(
             value, self._parameters, allow_unused=True, materialize_grads=True
