@@ -3,9 +3,10 @@
     python -m benchmarks.utility.real DATA WORK
 
 DATA holds `ms_lesions/` and `tcga_lgg/` as published, two hospitals of three and two patients; WORK
-keeps the mended copies and what has been trained. Each patient is held out once, and everything is
-trained on the other four: too few for privacy, so there is none, and a hospital's style is of one
-or two patients. Tumour maps of `tcga_lgg` are automatic; lesions of `ms_lesions` are no tumours.
+keeps the mended copies and what has been measured. Each patient is held out once, and everything is
+trained on the other four: too few for privacy, so there is none, and too few for a critic; a
+hospital's style is of one or two patients. Tumour maps of `tcga_lgg` are automatic; lesions of
+`ms_lesions` are no tumours.
 """
 
 import sys
@@ -53,7 +54,6 @@ _ROWS: Final = (
     "pooled, as on a set",
     "synthetic: public",
     "synthetic: moments",
-    "synthetic: + consistency + mean-features",
 )
 _COLUMNS: Final = {"tumour": 1, "lesion": 1, "intensity": 3, "texture": 3}
 
@@ -81,9 +81,10 @@ def main(data: Path, work: Path) -> bool:
     public = shipped_model()
     found: dict[str, list[Measured]] = {name: [] for name in _ROWS}
     for patient, fold in folds(volumes(prepared(data, work / "patients"))):
-        rows = comparison(fold, public, Kept(work / f"models-{patient}")).rows
+        kept = Kept(work / f"kept-{patient}")
+        rows, about = comparison(fold, public, kept).rows, kept.about(public, repr(PRESET))
         for name in _ROWS:
-            found[name].append(rows[name]())
+            found[name].append(kept.row(name, about, rows[name]))
             print(f"{patient}, {name}: {found[name][-1]}", flush=True)
     return record(
         "utility_real",
