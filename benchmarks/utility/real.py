@@ -26,7 +26,6 @@ from benchmarks.utility.presets import Preset
 from benchmarks.utility.rows import Comparison, Measured
 from medsynth_common.learning.volumes import Volume
 from medsynth_server.config import parse_config
-from medsynth_server.model import Model
 from medsynth_server.shipped import shipped_model
 from medsynth_server.simulated_sites import folder_sites
 
@@ -82,7 +81,8 @@ def main(data: Path, work: Path) -> bool:
     found: dict[str, list[Measured]] = {name: [] for name in _ROWS}
     for patient, fold in folds(volumes(prepared(data, work / "patients"))):
         kept = Kept(work / f"kept-{patient}")
-        rows, about = comparison(fold, public, kept).rows, kept.about(public, repr(PRESET))
+        rows = Comparison(PRESET, PRESET.seeds[0], fold, public, kept).rows
+        about = kept.about(public, repr(PRESET))
         for name in _ROWS:
             found[name].append(kept.row(name, about, rows[name]))
             print(f"{patient}, {name}: {found[name][-1]}", flush=True)
@@ -101,11 +101,6 @@ def main(data: Path, work: Path) -> bool:
         ],
         command="python -m benchmarks.utility.real DATA WORK",
     )
-
-
-def comparison(fold: Fold, public: Model, kept: Kept) -> Comparison:
-    """Give the bench's rows for one held-out patient."""
-    return Comparison(PRESET, PRESET.seeds[0], fold, public, kept)
 
 
 def volumes(folder: Path) -> Mapping[str, Mapping[str, Volume]]:

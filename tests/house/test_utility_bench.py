@@ -11,6 +11,7 @@ from benchmarks.utility.kept import Kept
 from benchmarks.utility.measures import dice_of, frechet_distance, image_errors
 from benchmarks.utility.other_renderer import OtherScanner, draw_patient
 from benchmarks.utility.presets import Preset
+from benchmarks.utility.real import folds
 from benchmarks.utility.rows import Comparison
 
 from medsynth_common.intensity import CEILING
@@ -145,6 +146,26 @@ def test_a_row_is_measured_once_and_models_are_shared(tmp_path: Path) -> None:
     )
     assert again.keys() == measured.keys() | {"intensity", "texture", "frechet"}
     assert set(kept) < set(tmp_path.iterdir())
+
+
+def test_of_real_patients_each_is_held_out_once_and_never_trained_on_then() -> None:
+    draw = torch.Generator().manual_seed(1)
+    volumes = [
+        Volume(image=torch.rand(4, 2, 2, 2, generator=draw), labels=torch.zeros(2, 2, 2))
+        for _ in range(5)
+    ]
+    patients = {
+        "a": {"a-1": volumes[0], "a-2": volumes[1], "a-3": volumes[2]},
+        "b": {"b-1": volumes[3], "b-2": volumes[4]},
+    }
+    held_out = []
+    for name, fold in folds(patients):
+        ((site, (out,)),) = fold.same.items()
+        assert patients[site][name] is out
+        trained = [id(volume) for here in fold.training.values() for volume in here]
+        assert {*trained} == {id(volume) for volume in volumes} - {id(out)}
+        held_out.append(id(out))
+    assert sorted(held_out) == sorted(id(volume) for volume in volumes)
 
 
 def test_every_goal_has_its_rows() -> None:
