@@ -63,6 +63,7 @@ phantoms = 2
 rounds = 2
 steps = 2
 free_steps = 0
+directions = 2
 sampling_rate = 1.0
 
 [adversarial]

@@ -5,6 +5,7 @@ Everything is made once and never changed: tests that spoil something make their
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from itertools import cycle
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from medsynth_common.learning.directions import Directions
 from medsynth_common.learning.features import fit_scale
 from medsynth_common.learning.moments import Prior, fit_prior
 from medsynth_common.learning.variation import Variation
@@ -29,7 +31,8 @@ from medsynth_common.plan import (
     Stage,
 )
 from medsynth_common.privacy.mechanism import Gaussian, Unprotected
-from medsynth_common.tensors import state_of, with_prefix
+from medsynth_common.tensors import state_of, under, with_prefix
+from medsynth_server.public_directions import find_directions
 
 GRID: Final = (24, 24, 24)
 CROP: Final = (16, 16, 16)
@@ -108,6 +111,16 @@ def model() -> Mapping[str, Tensor]:
     }
 
 
+@lru_cache
+def directions(count: int) -> Directions:
+    """Where the segmenter's gradients point on phantoms of two scanners."""
+    segmenter = build_segmenter(NETWORKS)
+    segmenter.load_state_dict(under("segmenter", model()))
+    public = [volume for scanner in (1, 2) for volume in volumes(scanner, 500)]
+    crops = ((one.image[None], one.labels[None]) for one in cycle(public))
+    return find_directions(segmenter, crops, count=count, spatial_dims=3)
+
+
 def gaussian(name: str, **changes: Any) -> Gaussian:
     """A mechanism that costs little."""
     fields = {"clip": 1.0, "noise_multiplier": 5.0, "sampling_rate": 1.0, "steps": 1}
@@ -145,7 +158,10 @@ def plan(stage: Stage = Stage.MOMENTS, **changes: Any) -> RoundPlan:
         Stage.ADVERSARIAL: ("generator", "segmenter", "critic", "features", "variation", "style"),
     }[stage]
     weights = {name: t for name, t in model().items() if name.split(".")[0] in parts}
-    return RoundPlan(header=header(stage, **changes), weights=weights)
+    head = header(stage, **changes)
+    if isinstance(head.settings, SegmentSettings) and head.settings.directions:
+        weights |= with_prefix("directions", directions(head.settings.directions).tensors())
+    return RoundPlan(header=head, weights=weights)
 
 
 def adversarial(**changes: Any) -> AdversarialSettings:

@@ -81,13 +81,14 @@ class MomentsSettings(Value):
 class SegmentSettings(Value):
     """DP-SGD on the segmenter; `steps` local steps a round are in the mechanism.
 
-    `few` trains norms, activations, biases and the last layer alone: less noise in all, for a
-    small epsilon. `bfloat16` is faster where GPU or CPU computes in it.
+    With `directions`, steps go along so many directions of weight space, which the plan brings,
+    and noise is added to so many numbers; with 0, to every weight, and Adam steps.
+    `bfloat16` is faster where GPU or CPU computes in it.
     """
 
     stage: Literal[Stage.SEGMENT] = Stage.SEGMENT
     precision: Precision = Precision.FLOAT32
-    parameters: Literal["all", "few"] = "all"
+    directions: int = Field(default=0, ge=0, le=1024)
     learning_rate: float = Field(default=1e-3, gt=0, le=1)
     crops: int = Field(default=2, ge=1, le=64)
     proximal: float = Field(default=0.0, ge=0, le=100)

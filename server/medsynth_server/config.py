@@ -103,12 +103,13 @@ class Segment(SegmentSettings):
     """Stage segment: free training on synthetic pairs first, then private rounds at the sites."""
 
     enabled: bool = True
+    directions: int = Field(default=32, ge=0, le=1024)
     share: float = Field(default=0.4, gt=0)
     free_steps: int = Field(default=40, ge=0, le=1_000_000)
     rounds: int = Field(default=6, ge=1, le=100_000)
     steps: int = Field(default=5, ge=1, le=100_000)
     sampling_rate: float = Field(default=0.2, gt=0, le=1)
-    clip: float = Field(default=0.5, gt=0)
+    clip: float = Field(default=1.0, gt=0)
 
 
 class Adversarial(AdversarialSettings):

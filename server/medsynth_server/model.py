@@ -55,6 +55,12 @@ class Model:
         """The same model with these tensors put in place of, or beside, its own."""
         return Model(networks=self.networks, tensors={**self.tensors, **tensors})
 
+    def without(self, part: str) -> "Model":
+        """The same model without the tensors under `part`."""
+        gone = self.part(part).keys()
+        kept = {name: tensor for name, tensor in self.tensors.items() if name not in gone}
+        return Model(networks=self.networks, tensors=kept)
+
     def part(self, name: str) -> dict[str, Tensor]:
         """The tensors under `name`, with their full names."""
         return with_prefix(name, under(name, self.tensors))

@@ -5,9 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from medsynth_common.labels import segmenter_target
-from medsynth_common.learning.losses import segmentation_loss
-from medsynth_common.learning.volumes import as_batch
+from medsynth_common.learning.losses import segmenter_loss
 from medsynth_common.tensors import state_of
 from medsynth_server.augment import augment
 
@@ -33,8 +31,7 @@ def train_on(
     losses: list[float] = []
     for _ in range(steps):
         images, labels = augment(*next(batches), draw)
-        target = as_batch(segmenter_target(labels).unsqueeze(1), spatial_dims)[:, 0]
-        loss = segmentation_loss(segmenter(as_batch(images, spatial_dims)), target)
+        loss = segmenter_loss(segmenter, images, labels, spatial_dims=spatial_dims)
         adam.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call] # torch's stub
         adam.step()

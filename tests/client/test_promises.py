@@ -109,6 +109,14 @@ STEPS: dict[str, tuple[str, Callable[[float], RoundPlan]]] = {
             mechanisms=(gaussian("segmenter", clip=clip),),
         ),
     ),
+    "segment along directions": (
+        "segmenter",
+        lambda clip: plan(
+            Stage.SEGMENT,
+            settings=SegmentSettings(crops=2, proximal=0.1, directions=4),
+            mechanisms=(gaussian("segmenter", clip=clip),),
+        ),
+    ),
     "mean-features": ("critic", lambda clip: adversarial_plan(Critic.MEAN_FEATURES, clip)),
     "head": ("critic", lambda clip: adversarial_plan(Critic.HEAD, clip)),
     "patchgan": ("critic", lambda clip: adversarial_plan(Critic.PATCHGAN, clip)),

@@ -13,7 +13,6 @@ from medsynth_client.critics.mean_features import MeanFeaturesCritic
 from medsynth_client.critics.patchgan import PatchGanCritic
 from medsynth_client.order import Order
 from medsynth_client.stages import adversarial as adversarial_file
-from medsynth_client.stages import segment as segment_file
 from medsynth_client.stages.adversarial import train_generator
 from medsynth_client.stages.moments import release_moments
 from medsynth_client.stages.segment import train_segmenter
@@ -24,13 +23,24 @@ from medsynth_common.learning.features import (
     patient_features,
     spread_over_features,
 )
-from medsynth_common.learning.losses import tissue_moments
+from medsynth_common.learning.losses import segmenter_loss, tissue_moments
 from medsynth_common.learning.volumes import Volume
 from medsynth_common.networks import build_critic, build_segmenter
 from medsynth_common.plan import Critic, Game, Precision, RoundPlan, SegmentSettings, Stage
 from medsynth_common.privacy.randomness import SimulatedRandomness
 from medsynth_common.tensors import under
-from tiny import PATIENTS, Quiet, adversarial, gaussian, header, model, plan, unprotected, volumes
+from tiny import (
+    NETWORKS,
+    PATIENTS,
+    Quiet,
+    adversarial,
+    gaussian,
+    header,
+    model,
+    plan,
+    unprotected,
+    volumes,
+)
 
 CPU = torch.device("cpu")
 
@@ -85,9 +95,12 @@ def test_the_second_round_of_moments_finds_the_spread() -> None:
     assert torch.equal(release_moments(order(later)).own["style.spread"], own["spread"])
 
 
+@pytest.mark.parametrize("directions", [0, 8])
 @pytest.mark.parametrize("precision", Precision)
-def test_the_segmenter_learns(precision: Precision) -> None:
-    settings = SegmentSettings(learning_rate=0.01, crops=2, precision=precision)
+def test_the_segmenter_learns(precision: Precision, directions: int) -> None:
+    settings = SegmentSettings(
+        learning_rate=0.01, crops=2, precision=precision, directions=directions
+    )
     asked = plan(Stage.SEGMENT, settings=settings, mechanisms=(unprotected("segmenter", steps=15),))
 
     def loss_of(weights: Mapping[str, Tensor]) -> float:
@@ -96,16 +109,17 @@ def test_the_segmenter_learns(precision: Precision) -> None:
         images = torch.stack([volume.image for volume in volumes()])
         labels = torch.stack([volume.labels for volume in volumes()])
         with torch.no_grad():
-            return float(segment_file._loss(segmenter, images, labels, order(asked)))
+            return float(segmenter_loss(segmenter, images, labels, spatial_dims=3))
 
     outcome = train_segmenter(order(asked, randomness=SimulatedRandomness("segment")))
     assert loss_of(outcome.weights) < 0.9 * loss_of(asked.weights)
     assert {weight.dtype for weight in outcome.weights.values()} == {torch.float32}
 
 
-def test_the_proximal_term_holds_the_segmenter_back() -> None:
+@pytest.mark.parametrize("directions", [0, 8])
+def test_the_proximal_term_holds_the_segmenter_back(directions: int) -> None:
     def moved(proximal: float) -> float:
-        settings = SegmentSettings(learning_rate=0.01, proximal=proximal)
+        settings = SegmentSettings(learning_rate=0.01, proximal=proximal, directions=directions)
         mechanisms = (unprotected("segmenter", steps=6),)
         asked = plan(Stage.SEGMENT, settings=settings, mechanisms=mechanisms)
         weights = train_segmenter(order(asked)).weights
@@ -213,18 +227,18 @@ def test_features_of_a_tumour_are_of_those_patients_that_have_one() -> None:
     assert not torch.allclose(targets[0][~of_tumour], targets[1][~of_tumour], atol=1e-5)
 
 
-def test_few_parameters_move_and_the_others_stay() -> None:
-    asked = plan(
-        Stage.SEGMENT,
-        settings=SegmentSettings(parameters="few"),
-        mechanisms=(unprotected("segmenter"),),
-    )
-    outcome = train_segmenter(order(asked))
-    assert outcome.weights.keys() == asked.weights.keys()
-    moved = {n for n, t in outcome.weights.items() if not torch.equal(t, asked.weights[n])}
-    wide = {name for name in moved if asked.weights[name].dim() > 1}
-    assert len(wide) == 1
-    assert {name for name, t in asked.weights.items() if t.dim() == 1} == moved - wide
+def test_private_steps_stay_within_the_directions() -> None:
+    settings = SegmentSettings(crops=2, directions=4)
+    asked = plan(Stage.SEGMENT, settings=settings, mechanisms=(gaussian("segmenter", steps=3),))
+    outcome = train_segmenter(order(asked, randomness=SimulatedRandomness("directions")))
+    before = {name: t for name, t in asked.weights.items() if name.startswith("segmenter")}
+    assert outcome.weights.keys() == before.keys()
+    assert not any(name.startswith("segmenter-optimizer") for name in outcome.state)
+    names = [f"segmenter.{name}" for name, _ in build_segmenter(NETWORKS).named_parameters()]
+    moved = torch.cat([(outcome.weights[n] - before[n]).flatten() for n in names])
+    basis = asked.weights["directions.basis"].float()
+    left = moved - (basis @ moved) @ basis
+    assert float(left.norm()) < 1e-2 * float(moved.norm())
 
 
 def blotchy(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

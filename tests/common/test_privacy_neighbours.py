@@ -1,7 +1,8 @@
 """Two neighbouring data sets, one release each: the exact promises, and faults that break them.
 
 What an experiment (`medsynth-server audit-dp`) finds with luck and many trainings, these find
-from one release. Both ways to release are held to them: a mean of vectors and a gradient step.
+from one release. All ways to release are held to them: a mean of vectors, a gradient step, and a
+step along directions.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from medsynth_common.learning.directions import Directions
+from medsynth_common.learning.guided_steps import GuidedOptimizer
 from medsynth_common.privacy import mechanism as mechanism_file
 from medsynth_common.privacy.mechanism import Gaussian
 from medsynth_common.privacy.patients import PatientOptimizer, release_mean
@@ -79,7 +82,32 @@ class Gradients:
         return -weight.detach()
 
 
-Release = Means | Gradients
+@dataclass(frozen=True, kw_only=True)
+class Coordinates:
+    """The same by a step along directions, here the axes, whose units change nothing."""
+
+    expected: float = EXPECTED
+
+    def __call__(self, patients: Patients, randomness: Randomness) -> Tensor:
+        weight = torch.zeros(WIDTH, dtype=torch.float64, requires_grad=True)
+        axes, even = torch.eye(WIDTH).double(), torch.full((WIDTH,), WIDTH**-0.5).double()
+        optimizer = GuidedOptimizer(
+            [weight],
+            Directions(basis=axes, reach=even),
+            MECHANISM,
+            expected_patients=self.expected,
+            randomness=randomness,
+            learning_rate=WIDTH**-0.5,
+        )
+
+        def loss(crops: Tensor) -> Tensor:
+            return (crops @ weight).mean()
+
+        optimizer.step([partial(loss, crops) for crops in patients])
+        return -weight.detach()
+
+
+Release = Means | Gradients | Coordinates
 Implementation = Callable[[Release, Patients, Randomness], Tensor]
 
 
@@ -193,13 +221,13 @@ def _fine_grid(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mechanism_file, "GRID", 2.0**-46)
 
 
-@pytest.mark.parametrize("release", [Means(), Gradients()])
+@pytest.mark.parametrize("release", [Means(), Gradients(), Coordinates()])
 @pytest.mark.parametrize("check", CHECKS)
 def test_the_promise_holds(check: Check, release: Release) -> None:
     check(ours, release)
 
 
-@pytest.mark.parametrize("release", [Means(), Gradients()])
+@pytest.mark.parametrize("release", [Means(), Gradients(), Coordinates()])
 @pytest.mark.parametrize(("fault", "check"), FAULTS)
 def test_a_planted_fault_breaks_it(
     fault: Callable[[], Implementation], check: Check, release: Release

@@ -15,12 +15,12 @@ from medsynth_client.critics import CRITICS, SiteCritic
 from medsynth_client.critics.patchgan import Imitate, PatchGanCritic
 from medsynth_client.order import Order, Outcome
 from medsynth_common.errors import BadMessage, Problem
-from medsynth_common.labels import one_hot, segmenter_target
+from medsynth_common.labels import one_hot
 from medsynth_common.learning.label_bank import label_bank
 from medsynth_common.learning.losses import (
     lesion_weights,
     lock_loss,
-    segmentation_loss,
+    segmenter_loss,
     tissue_moments,
 )
 from medsynth_common.learning.optimizer_state import load_optimizer, optimizer_tensors
@@ -28,7 +28,6 @@ from medsynth_common.learning.painting import paint
 from medsynth_common.learning.variation import Variation
 from medsynth_common.learning.volumes import (
     Volume,
-    as_batch,
     draw_crops,
     mirrored,
     random_box,
@@ -104,8 +103,7 @@ class _GeneratorTraining:
         # The segmenter was trained on crops, and its normalisation depends on their size.
         box = random_box(image.shape[2:], self.order.plan.crop, self.order.randomness)
         labels = classes[:, :, *box].argmax(1)
-        target = as_batch(segmenter_target(labels).unsqueeze(1), self.dims)[:, 0]
-        return segmentation_loss(self.segmenter(as_batch(image[:, :, *box], self.dims)), target)
+        return segmenter_loss(self.segmenter, image[:, :, *box], labels, spatial_dims=self.dims)
 
     def step_publicly(self) -> None:
         """One step on public label maps alone."""

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from medsynth_common.labels import CONTRASTS, TUMOUR, Tissue
+from medsynth_common.labels import CONTRASTS, TUMOUR, Tissue, segmenter_target
+from medsynth_common.learning.volumes import as_batch
 from medsynth_common.plan import Game
 from medsynth_common.style import Style
 
@@ -26,6 +27,14 @@ def segmentation_loss(logits: Tensor, target: Tensor) -> Tensor:
     """Dice + cross-entropy: logits (n, k, *grid) against channel numbers (n, *grid)."""
     loss: Tensor = _dice_ce()(logits, target.unsqueeze(1))
     return loss
+
+
+def segmenter_loss(
+    segmenter: nn.Module, images: Tensor, labels: Tensor, *, spatial_dims: int
+) -> Tensor:
+    """How far a segmenter is from labels (n, x, y, z) of images (n, 4, x, y, z)."""
+    target = as_batch(segmenter_target(labels).unsqueeze(1), spatial_dims)[:, 0]
+    return segmentation_loss(segmenter(as_batch(images, spatial_dims)), target)
 
 
 def real_loss(logits: Tensor, game: Game) -> Tensor:

@@ -59,6 +59,19 @@ def _keeps_statistics(part: nn.Module) -> bool:
     )
 
 
+def loss_gradient(
+    parameters: Sequence[Tensor], loss: Loss, *, bfloat16: bool = False
+) -> Sequence[Tensor]:
+    """Compute the loss and its gradient, zero where a parameter has no part in it.
+
+    With `bfloat16` the loss is computed in it where an operation bears that (autocast), and so
+    gradients are on their way down; those that arrive have the parameters' type.
+    """
+    with torch.enable_grad(), torch.autocast(parameters[0].device.type, torch.bfloat16, bfloat16):
+        value = loss()
+    return torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
+
+
 class PatientOptimizer:
     """Steps a torch optimizer on private gradients, one gradient per patient.
 
@@ -72,9 +85,7 @@ class PatientOptimizer:
         expected_patients: sampling rate times the declared number of patients. The number that
             happened to be sampled is private.
         randomness: where the noise comes from.
-        bfloat16: whether losses are computed in it where an operation bears that (autocast), and
-            so their gradients on the way down. What is clipped are the gradients that arrive,
-            which have the parameters' type.
+        bfloat16: of `loss_gradient`. What is clipped are the gradients that arrive.
 
     """
 
@@ -131,15 +142,7 @@ class PatientOptimizer:
         return [one for group in groups for one in group["params"] if one.requires_grad]
 
     def _gradient(self, loss: Loss) -> Sequence[Tensor]:
-        device = self._parameters[0].device.type
-        with (
-            torch.enable_grad(),
-            torch.autocast(device, torch.bfloat16, enabled=self._bfloat16),
-        ):
-            value = loss()
-        return torch.autograd.grad(
-            value, self._parameters, allow_unused=True, materialize_grads=True
-        )
+        return loss_gradient(self._parameters, loss, bfloat16=self._bfloat16)
 
     def _public_gradient(self, loss: Loss) -> Sequence[Tensor]:
         gradient = self._gradient(loss)

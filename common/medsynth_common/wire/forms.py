@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from medsynth_common.errors import BadMessage, Problem
 from medsynth_common.labels import CONTRASTS, TISSUES
 from medsynth_common.learning.dice import SCORES
+from medsynth_common.learning.directions import Directions
 from medsynth_common.learning.features import FeatureScale
 from medsynth_common.learning.moments import Prior
 from medsynth_common.learning.variation import Variation
@@ -74,7 +75,7 @@ def expected_plan(header: PlanHeader) -> dict[str, Tensor]:
         case Stage.MOMENTS:
             return style | with_prefix("prior", _prior().tensors())
         case Stage.SEGMENT | Stage.METRICS:
-            return dict(_form("segmenter", header.networks))
+            return {**_form("segmenter", header.networks), **_directions(header)}
         case Stage.ADVERSARIAL:
             networks = [_form(part, header.networks) for part in _BUILDERS]
             features = with_prefix("features", _features(header.networks).tensors())
@@ -121,6 +122,16 @@ def _form(part: str, networks: NetworkSettings) -> Mapping[str, Tensor]:
     with torch.device("meta"):  # shapes alone: nothing is allocated
         module: nn.Module = _BUILDERS[part](networks)
     return with_prefix(part, module.state_dict())
+
+
+def _directions(header: PlanHeader) -> Mapping[str, Tensor]:
+    if not (isinstance(header.settings, SegmentSettings) and header.settings.directions):
+        return {}
+    weights = sum(t.numel() for t in _form("segmenter", header.networks).values())
+    with torch.device("meta"):
+        return with_prefix(
+            "directions", Directions.none(header.settings.directions, weights).tensors()
+        )
 
 
 def _prior() -> Prior:

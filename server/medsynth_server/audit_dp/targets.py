@@ -17,8 +17,8 @@ from typing import Final, Protocol
 import torch
 from torch import Tensor, nn
 
-from medsynth_common.labels import CONTRASTS, Tissue, one_hot, segmenter_target
-from medsynth_common.learning.losses import segmentation_loss
+from medsynth_common.labels import CONTRASTS, Tissue, one_hot
+from medsynth_common.learning.losses import segmenter_loss
 from medsynth_common.learning.volumes import Volume, as_batch, draw_crops
 from medsynth_common.networks import NetworkSettings, build_critic, build_segmenter
 from medsynth_common.privacy.accountant import Request
@@ -175,8 +175,7 @@ def _gradient(loss: Loss, parameters: Sequence[Tensor]) -> Tensor:
 
 def _segmenter_loss(network: nn.Module, patient: Volume, randomness: Randomness) -> Tensor:
     images, labels = draw_crops(patient, crop=_SIDES, count=CROPS, randomness=randomness)
-    target = as_batch(segmenter_target(labels).unsqueeze(1), 2)[:, 0]
-    return segmentation_loss(network(as_batch(images, 2)), target)
+    return segmenter_loss(network, images, labels, spatial_dims=2)
 
 
 def _critic_patient_loss(network: nn.Module, patient: Volume, randomness: Randomness) -> Tensor:

@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medsynth_common.labels import one_hot, segmenter_target
+from medsynth_common.labels import one_hot
 from medsynth_common.learning.features import fit_scale, texture_presence, texture_statistics
 from medsynth_common.learning.losses import (
     critic_loss,
     lock_loss,
-    segmentation_loss,
+    segmenter_loss,
     tissue_moments,
 )
 from medsynth_common.learning.moments import fit_prior
@@ -193,8 +193,7 @@ class _Training:
 
     def _segmenter_loss(self, labels: Tensor, images: Tensor, draw: torch.Generator) -> Tensor:
         images, labels = augment(images, labels, draw, moved=_MOVED)
-        target = as_batch(segmenter_target(labels).unsqueeze(1), self.dims)[:, 0]
-        return segmentation_loss(self.segmenter(as_batch(images, self.dims)), target)
+        return segmenter_loss(self.segmenter, images, labels, spatial_dims=self.dims)
 
     def _generator_loss(
         self, classes: Tensor, images: Tensor, fake: Tensor, style: Style

@@ -7,9 +7,9 @@ from itertools import chain, islice
 import torch
 from torch import Tensor, nn
 
-from medsynth_common.labels import Tissue, segmenter_target
-from medsynth_common.learning.losses import segmentation_loss
-from medsynth_common.learning.volumes import Volume, as_batch
+from medsynth_common.labels import Tissue
+from medsynth_common.learning.losses import segmenter_loss
+from medsynth_common.learning.volumes import Volume
 from medsynth_common.networks import NetworkSettings, build_segmenter
 from medsynth_server.config import RunConfig, Table
 from medsynth_server.record import Arm
@@ -143,8 +143,7 @@ def _train(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, T_max=max(steps, 1))
     for _ in range(steps):
         images, labels = next(batches)
-        target = as_batch(segmenter_target(labels).unsqueeze(1), spatial_dims)[:, 0]
-        loss = segmentation_loss(segmenter(as_batch(images, spatial_dims)), target)
+        loss = segmenter_loss(segmenter, images, labels, spatial_dims=spatial_dims)
         adam.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call] # torch's stub
         adam.step()

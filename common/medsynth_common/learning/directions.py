@@ -1,0 +1,106 @@
+"""The few directions of weight space in which learning happens, found without any patient.
+
+A private step's noise grows with the number of weights, a patient's gradient does not: among a
+hundred thousand weights a few dozen patients are lost in it. But gradients of one task are much
+alike: those of invented patients span a few dozen directions, and nearly all of a real patient's
+mean gradient lies in these (Zhou, Wu and Banerjee, ICLR 2021; Yu et al., ICLR 2021). Private steps
+along them need noise for as many numbers as there are directions.
+
+Gradients are much longer along some directions than along others, and where they are short there
+is as much to learn. So a gradient's coordinates are divided by the root of its usual length there,
+once before noise is added and once after, which makes of the step what Adam makes of it: as long
+in every direction.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from medsynth_common.errors import MedsynthError
+from medsynth_common.tensors import TensorParts
+
+#: A direction in which public gradients are shorter than this part of the longest is rounding.
+_LEAST: Final = 1e-4
+_PART: Final = 1 << 18
+
+
+@dataclass(frozen=True, kw_only=True)
+class Directions(TensorParts):
+    """Some directions, those along which public gradients are longest first.
+
+    Attributes:
+        basis: (direction, weight) float16, rows of length 1 that stand upright on each other but
+            for rounding; or 0, where there are fewer.
+        reach: (direction,) float32, root mean square of public gradients along each; or 0.
+
+    """
+
+    basis: Tensor
+    reach: Tensor
+
+    @classmethod
+    def of(cls, gradients: Tensor, *, count: int) -> "Directions":
+        """Find the `count` directions that hold most of public gradients (gradient, weight).
+
+        Raises `MedsynthError` for gradients that are not finite, or nothing but zeros.
+        """
+        # Of the small matrix of inner products: there are far more weights than gradients. In
+        # float64, since a tenth of the reach is a hundredth of these; a part of them at a time.
+        parts = (part.double() for part in torch.split(gradients, _PART, dim=1))
+        inner = torch.stack([part @ part.T for part in parts]).sum(0) / len(gradients)
+        if not 0 < float(inner.trace()) < math.inf:
+            raise MedsynthError("directions: public gradients must be finite and not all zero")
+        squares, mixes = torch.linalg.eigh(inner)
+        # Ascending, and rounding may leave a little below 0.
+        reach = squares.flip(0)[:count].clamp(min=0).sqrt()
+        there = reach > _LEAST * reach[0]
+        mixes = mixes.flip(1)[:, :count] * there
+        rows = (mixes / (reach + ~there) / len(gradients) ** 0.5).T.to(gradients) @ gradients
+        found = cls.none(count, gradients.shape[1])
+        found.basis[: len(rows)] = rows
+        found.reach[: len(reach)] = reach * there
+        return found
+
+    @classmethod
+    def none(cls, count: int, weights: int) -> "Directions":
+        """The form of `count` directions among so many weights; none of them leads anywhere."""
+        return cls(basis=torch.zeros(count, weights, dtype=torch.float16), reach=torch.zeros(count))
+
+    def coordinates(self, gradient: Tensor) -> Tensor:
+        """A gradient (weight,) as one number a direction; a public one has length 1, usually."""
+        along: Tensor = self.basis.to(gradient) @ gradient
+        return along * self._inverse(self.reach).sqrt() / self._length
+
+    def step(self, coordinates: Tensor) -> Tensor:
+        """How far to go along each direction for a mean of coordinates, at a rate of 1.
+
+        Adam's first step moves every weight by its rate. This step is as long, in all, if the mean
+        is of a usual gradient's length.
+        """
+        along = coordinates.to(self.reach) * self.reach.sqrt() * self._length
+        return self.rates * along
+
+    @property
+    def rates(self) -> Tensor:
+        """How far `step` goes along each for a gradient of 1; not at all where there is none."""
+        count, weights = self.basis.shape
+        return self._inverse(self.reach) * math.sqrt(weights / count)
+
+    def weights(self, along: Tensor) -> Tensor:
+        """What going so far along each (direction,) adds to the weights (weight,)."""
+        added: Tensor = along @ self.basis.to(along)
+        return added
+
+    @staticmethod
+    def _inverse(reach: Tensor) -> Tensor:
+        inverse: Tensor = torch.where(reach > 0, reach, torch.inf).reciprocal()
+        return inverse
+
+    @property
+    def _length(self) -> Tensor:
+        """Root mean square length of public gradients' evened coordinates."""
+        length: Tensor = self.reach.sum().sqrt()
+        return length
