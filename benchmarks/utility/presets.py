@@ -128,7 +128,7 @@ PRESETS: Final[dict[_Name, Preset]] = {
         free_steps=100,
         adversarial_rounds=2,
         generator_steps=15,
-        synthetic=48,
+        synthetic=160,
         synthetic_steps=200,
     ),
     "full": Preset(
@@ -145,7 +145,7 @@ PRESETS: Final[dict[_Name, Preset]] = {
         free_steps=800,
         adversarial_rounds=4,
         generator_steps=40,
-        synthetic=200,
+        synthetic=400,
         synthetic_steps=800,
     ),
 }

@@ -24,6 +24,8 @@ from medsynth_server.synthesis import Painter, crop_batches
 
 #: Label maps that synthetic pairs are painted from, anew every time one comes up.
 _MAPS: Final = 48
+#: By how much of the learning rate steps along directions have slowed down at the end.
+_SLOWER: Final = 0.8
 #: Gradients from each of them, since painting takes longer than a gradient.
 _CUTS: Final = 4
 
@@ -46,7 +48,7 @@ class SegmentStage:
         """Ask for private steps on the segmenter."""
         if round == 1:
             return None
-        own = SegmentSettings.model_fields.keys() - {"stage", "directions"}
+        own = SegmentSettings.model_fields.keys() - {"stage", "directions", "learning_rate"}
         weights = model.part("segmenter")
         if self._directions:
             weights |= model.part("directions")
@@ -56,6 +58,7 @@ class SegmentStage:
             site=site,
             settings=SegmentSettings(
                 directions=self._directions,
+                learning_rate=self._rate(round),
                 **{key: getattr(self._settings, key) for key in own},
             ),
             mechanisms=[self._budget.for_round("segmenter", steps=self._settings.steps)],
@@ -109,6 +112,11 @@ class SegmentStage:
             seed=seed,
             device=self._device,
         )
+
+    def _rate(self, round: int) -> float:
+        """How fast to go in this round; along directions slower and slower, since noise stays."""
+        gone = (round - 2) / self._settings.rounds if self._directions else 0.0
+        return self._settings.learning_rate * (1 - _SLOWER * gone)
 
     @property
     def _directions(self) -> int:
