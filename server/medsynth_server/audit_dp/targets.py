@@ -10,14 +10,17 @@ clip, and all of its crops pull the same way.
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import cycle
 from typing import Final, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from medsynth_common.labels import CONTRASTS, Tissue, one_hot
+from medsynth_common.learning.directions import Directions
+from medsynth_common.learning.guided_steps import GuidedOptimizer
 from medsynth_common.learning.losses import segmenter_loss
 from medsynth_common.learning.volumes import Volume, as_batch, draw_crops
 from medsynth_common.networks import NetworkSettings, build_critic, build_segmenter
@@ -31,6 +34,7 @@ from medsynth_common.privacy.patients import (
     require_private_ready,
 )
 from medsynth_common.privacy.randomness import Randomness
+from medsynth_server.public_directions import find_directions
 
 #: Patients beside the canary, and the size that the site declares, in both worlds.
 OTHERS: Final = 3
@@ -43,6 +47,10 @@ _NETWORKS: Final = NetworkSettings(
     spatial_dims=2, critic_channels=4, critic_layers=1, segmenter_channels=(2, 4)
 )
 _LEARNING_RATE: Final = 0.1
+#: Of steps along directions, with how many and from how many public volumes these come.
+_GUIDED_RATE: Final = 1e-3
+_DIRECTIONS: Final = 8
+_PUBLIC: Final = 16
 _VECTOR: Final = 56  # as long as the vector of tissue intensities
 
 
@@ -119,6 +127,58 @@ class GradientTraining:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GuidedTraining:
+    """DP-SGD along a few public directions: `GuidedOptimizer` on Poisson samples.
+
+    Attributes:
+        name: of the mechanism.
+        network: where every training starts; never changed.
+        directions: along which it goes.
+        patient_loss: the mean loss of a network over one patient's crops.
+        patients: the canary is the last.
+
+    """
+
+    name: str
+    network: nn.Module
+    directions: Directions
+    patient_loss: Callable[[nn.Module, Volume, Randomness], Tensor]
+    patients: Sequence[Volume]
+
+    def request(self) -> Request:
+        """Eight steps in which about half of the patients take part."""
+        return Request(name=self.name, share=1.0, clip=0.01, sampling_rate=0.5, steps=8)
+
+    def score(self, mechanism: Gaussian, *, canary: bool, randomness: Randomness) -> float:
+        """Sum, over the steps, of what was released along the canary's own coordinates."""
+        network = deepcopy(self.network)
+        parameters = list(network.parameters())
+        watched = _WatchedDirections(basis=self.directions.basis, reach=self.directions.reach)
+        expected = mechanism.sampling_rate * DECLARED
+        optimizer = GuidedOptimizer(
+            parameters,
+            watched,
+            mechanism,
+            expected_patients=expected,
+            randomness=randomness,
+            learning_rate=_GUIDED_RATE,
+        )
+
+        def loss_of(patient: Volume) -> Loss:
+            return lambda: self.patient_loss(network, patient, randomness)
+
+        there = self.patients if canary else self.patients[:-1]
+        score = 0.0
+        for _ in range(mechanism.steps):
+            own = watched.coordinates(_gradient(loss_of(self.patients[-1]), parameters))
+            chosen = poisson_sample(len(there), mechanism.sampling_rate, randomness)
+            optimizer.step(loss_of(there[index]) for index in chosen)
+            released = watched.released[-1] * expected / mechanism.clip
+            score += float(released @ own / own.norm())
+        return score
+
+
+@dataclass(frozen=True, kw_only=True)
 class MeanTraining:
     """Two releases of a mean of one vector per patient, as the moments are: `release_mean`.
 
@@ -168,6 +228,18 @@ class _Watched(torch.optim.SGD):
         super().step()
 
 
+@dataclass(frozen=True, kw_only=True)
+class _WatchedDirections(Directions):
+    """Directions along which an attacker reads off the weights how far each step went."""
+
+    released: list[Tensor] = field(default_factory=list)
+
+    def step(self, coordinates: Tensor) -> Tensor:
+        """Note the released mean of coordinates, and go on."""
+        self.released.append(coordinates.double())
+        return super().step(coordinates)
+
+
 def _gradient(loss: Loss, parameters: Sequence[Tensor]) -> Tensor:
     parts = torch.autograd.grad(loss(), parameters, allow_unused=True, materialize_grads=True)
     return torch.cat([part.double().flatten() for part in parts])
@@ -188,12 +260,15 @@ def _judge(network: nn.Module, classes: Tensor, images: Tensor) -> Tensor:
     return logits
 
 
-def _segmenter() -> GradientTraining:
-    return GradientTraining(
+def _segmenter() -> GuidedTraining:
+    network = _ready(build_segmenter)
+    public = zip(*_volumes(_PUBLIC, seed=4), strict=True)
+    crops = ((image[None], labels[None]) for image, labels in cycle(public))
+    return GuidedTraining(
         name=Target.SEGMENTER,
-        network=_ready(build_segmenter),
+        network=network,
+        directions=find_directions(network, crops, count=_DIRECTIONS, spatial_dims=2),
         patient_loss=_segmenter_loss,
-        public_loss=None,
         patients=_patients(),
     )
 
