@@ -68,10 +68,14 @@ def _stepping(
     expected = mechanism.sampling_rate * order.declared
     bfloat16 = settings.precision is Precision.BFLOAT16
     if settings.directions:
-        brought = under("directions", order.weights)
+        # In float32 once, not anew for every patient.
+        brought = {
+            name: tensor.to(order.device, torch.float32)
+            for name, tensor in under("directions", order.weights).items()
+        }
         guided = GuidedOptimizer(
             parameters,
-            Directions.from_tensors({name: t.to(order.device) for name, t in brought.items()}),
+            Directions.from_tensors(brought),
             mechanism,
             expected_patients=expected,
             randomness=order.randomness,
