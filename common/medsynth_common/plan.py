@@ -83,12 +83,14 @@ class SegmentSettings(Value):
 
     With `directions`, steps go along so many directions of weight space, which the plan brings,
     and noise is added to so many numbers; with 0, to every weight, and Adam steps.
+    `sites` says how many are asked, since the mean of all their steps holds less noise.
     `bfloat16` is faster where GPU or CPU computes in it.
     """
 
     stage: Literal[Stage.SEGMENT] = Stage.SEGMENT
     precision: Precision = Precision.FLOAT32
     directions: int = Field(default=0, ge=0, le=1024)
+    sites: int = Field(default=1, ge=1, le=1_000_000)
     learning_rate: float = Field(default=1e-3, gt=0, le=1)
     crops: int = Field(default=2, ge=1, le=64)
     proximal: float = Field(default=0.0, ge=0, le=100)

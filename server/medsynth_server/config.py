@@ -104,6 +104,7 @@ class Segment(SegmentSettings):
 
     enabled: bool = True
     directions: int = Field(default=32, ge=0, le=1024)
+    sites: Literal[1] = 1  # the run counts them
     share: float = Field(default=0.4, gt=0)
     free_steps: int = Field(default=40, ge=0, le=1_000_000)
     rounds: int = Field(default=6, ge=1, le=100_000)

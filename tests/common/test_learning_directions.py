@@ -94,9 +94,7 @@ def optimizer(parameter: Tensor, directions: Directions, mechanism: Gaussian) ->
 
 
 def test_a_step_of_noise_alone_is_as_long_as_there_are_directions_not_weights() -> None:
-    mechanism = Gaussian(name="m", clip=1.0, noise_multiplier=2.0, sampling_rate=1.0, steps=1)
-
-    def moved(directions: Directions) -> float:
+    def moved(directions: Directions, mechanism: Gaussian) -> float:
         weight = torch.zeros(WEIGHTS, requires_grad=True)
         steps = optimizer(weight, directions, mechanism)
         squares = []
@@ -107,9 +105,14 @@ def test_a_step_of_noise_alone_is_as_long_as_there_are_directions_not_weights() 
         return sum(squares) / len(squares)
 
     found = Directions.of(gradients(), count=KNOWN)
+    mechanism, loud = (
+        Gaussian(name="m", clip=1.0, noise_multiplier=noise, sampling_rate=1.0, steps=1)
+        for noise in (1.0, 10.0)
+    )
     coordinate = mechanism.noise_std / 4.0
     wanted = (found.step(torch.full((KNOWN,), coordinate)) * 0.01).square().sum()
-    assert moved(found) == pytest.approx(float(wanted), rel=0.2)
+    assert moved(found, mechanism) == pytest.approx(float(wanted), rel=0.2)
+    assert moved(found, loud) < 0.2 * moved(found, mechanism)
 
 
 def test_a_loss_goes_down_along_them_though_patients_have_other_gradients_too() -> None:

@@ -80,6 +80,7 @@ def _stepping(
             expected_patients=expected,
             randomness=order.randomness,
             learning_rate=settings.learning_rate,
+            sites=settings.sites,
             proximal=settings.proximal,
             bfloat16=bfloat16,
         )

@@ -1,6 +1,8 @@
 """Private steps along a few public directions: noise for as many numbers, not for every weight."""
 
+import math
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -9,6 +11,9 @@ from medsynth_common.learning.directions import Directions
 from medsynth_common.privacy.mechanism import Gaussian, Unprotected
 from medsynth_common.privacy.patients import Loss, loss_gradient, release_mean
 from medsynth_common.privacy.randomness import Randomness
+
+#: Noise of this length, in usual gradients, did no harm; along directions that matter, more did.
+_LOUD: Final = 0.7
 
 
 class GuidedOptimizer:
@@ -23,7 +28,9 @@ class GuidedOptimizer:
         mechanism: its clip is in units of a public gradient's usual length.
         expected_patients: sampling rate times the declared number of patients.
         randomness: where the noise comes from.
-        learning_rate: a step is about as long as one of Adam's at this rate.
+        learning_rate: a step is about as long as one of Adam's at this rate; shorter where noise
+            is loud, by the square of how loud, so that it leads the less astray the more there is.
+        sites: whose steps are averaged, which leaves less noise.
         proximal: FedProx' pull back to where the parameters were (Li et al. 2020): it depends on
             weights alone, so it needs no noise. Taken implicitly: however strong, it ends there.
         bfloat16: of `loss_gradient`.
@@ -39,13 +46,17 @@ class GuidedOptimizer:
         expected_patients: float,
         randomness: Randomness,
         learning_rate: float,
+        sites: int = 1,
         proximal: float = 0.0,
         bfloat16: bool = False,
     ) -> None:
         self._parameters, self._directions = parameters, directions
         self._mechanism, self._expected = mechanism, expected_patients
         self._randomness, self._bfloat16 = randomness, bfloat16
-        self._rate, self._proximal = learning_rate, proximal
+        count = directions.reach.numel()
+        noise = mechanism.noise_std / expected_patients * math.sqrt(count / sites)
+        self._rate = learning_rate * min(1.0, _LOUD / noise if noise else 1.0) ** 2
+        self._proximal = proximal
         self._start = [parameter.detach().clone() for parameter in parameters]
         self._gone = torch.zeros_like(directions.reach)  # along each direction, from there
 

@@ -48,7 +48,12 @@ class SegmentStage:
         """Ask for private steps on the segmenter."""
         if round == 1:
             return None
-        own = SegmentSettings.model_fields.keys() - {"stage", "directions", "learning_rate"}
+        own = SegmentSettings.model_fields.keys() - {
+            "stage",
+            "directions",
+            "sites",
+            "learning_rate",
+        }
         weights = model.part("segmenter")
         if self._directions:
             weights |= model.part("directions")
@@ -58,6 +63,7 @@ class SegmentStage:
             site=site,
             settings=SegmentSettings(
                 directions=self._directions,
+                sites=len(self._sites),
                 learning_rate=self._rate(round),
                 **{key: getattr(self._settings, key) for key in own},
             ),
