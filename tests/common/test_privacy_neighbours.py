@@ -98,7 +98,7 @@ class Coordinates:
             expected_patients=self.expected,
             randomness=randomness,
             learning_rate=WIDTH**-0.5,
-            sites=4,  # enough that noise is not loud
+            sites=16,  # enough that noise is not loud
         )
 
         def loss(crops: Tensor) -> Tensor:
