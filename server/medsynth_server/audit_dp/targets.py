@@ -93,7 +93,7 @@ class GradientTraining:
 
     def request(self) -> Request:
         """Eight steps in which about half of the patients take part."""
-        return Request(name=self.name, share=1.0, clip=0.01, sampling_rate=0.5, steps=8)
+        return _eight_steps(self.name)
 
     def score(self, mechanism: Gaussian, *, canary: bool, randomness: Randomness) -> float:
         """Sum, over the steps, of what was released along the canary's own gradient."""
@@ -147,7 +147,7 @@ class GuidedTraining:
 
     def request(self) -> Request:
         """Eight steps in which about half of the patients take part."""
-        return Request(name=self.name, share=1.0, clip=0.01, sampling_rate=0.5, steps=8)
+        return _eight_steps(self.name)
 
     def score(self, mechanism: Gaussian, *, canary: bool, randomness: Randomness) -> float:
         """Sum, over the steps, of what was released along the canary's own coordinates."""
@@ -238,6 +238,10 @@ class _WatchedDirections(Directions):
         """Note the released mean of coordinates, and go on."""
         self.released.append(coordinates.double())
         return super().step(coordinates)
+
+
+def _eight_steps(name: str) -> Request:
+    return Request(name=name, share=1.0, clip=0.01, sampling_rate=0.5, steps=8)
 
 
 def _gradient(loss: Loss, parameters: Sequence[Tensor]) -> Tensor:

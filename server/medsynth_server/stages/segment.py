@@ -24,10 +24,10 @@ from medsynth_server.synthesis import Painter, crop_batches
 
 #: Label maps that synthetic pairs are painted from, anew every time one comes up.
 _MAPS: Final = 48
+#: Gradients from each volume that is painted for directions, crops being drawn anew.
+_CUTS: Final = 4
 #: By how much of the learning rate steps along directions have slowed down at the end.
 _SLOWER: Final = 0.8
-#: Gradients from each of them, since painting takes longer than a gradient.
-_CUTS: Final = 4
 
 
 class SegmentStage:
