@@ -199,6 +199,7 @@ def _evaluations(rng: np.random.Generator) -> list[Event]:
                     dice_mean=mean - less,
                     dice_sd=sd,
                     patients=12,
+                    chance=None if model == BEFORE_TRAINING else 0.002,
                     per_site={
                         site: mean - less + offset
                         for site, offset in zip(SITES, (0.02, -0.03, 0.01), strict=True)

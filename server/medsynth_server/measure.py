@@ -15,7 +15,12 @@ from medsynth_common.learning.volumes import Volume
 from medsynth_common.networks import build_segmenter, load_network
 from medsynth_server.arm import choose_device
 from medsynth_server.config import RunConfig
-from medsynth_server.evaluation import compare_intensities, evaluate_segmenter
+from medsynth_server.evaluation import (
+    Dices,
+    compare_intensities,
+    dice_of_patients,
+    evaluation_events,
+)
 from medsynth_server.model import Model
 from medsynth_server.progress import Progress
 from medsynth_server.record import (
@@ -23,7 +28,6 @@ from medsynth_server.record import (
     FEDERATED,
     SYNTHETIC_ONLY,
     Arm,
-    EvaluationEvent,
     NoteEvent,
     RunLog,
 )
@@ -55,7 +59,7 @@ class Measuring:
             self._without_held_out(public, models)
             return
         device = choose_device(self.config.device)
-        self._segmenter(
+        before = self._segmenter(
             public.segmenter(device),
             cohorts,
             arm=Arm.PRIVATE,
@@ -69,8 +73,9 @@ class Measuring:
                 arm=arm,
                 model=FEDERATED,
                 trained_on="public phantoms, synthetic pairs, then the sites' patients",
+                before=before,
             )
-            self._synthetic_only(public, model, cohorts, arm)
+            self._synthetic_only(public, model, cohorts, arm, before)
         self._samples(public, models[Arm.PRIVATE], cohorts, held_out=True)
 
     def _without_held_out(self, public: Model, models: Mapping[Arm, Model]) -> None:
@@ -95,23 +100,24 @@ class Measuring:
         arm: Arm,
         model: str,
         trained_on: str,
-    ) -> list[EvaluationEvent]:
-        events = evaluate_segmenter(
+        before: Dices | None = None,
+    ) -> Dices:
+        scores = dice_of_patients(
             segmenter,
             cohorts,
-            arm=arm,
-            model=model,
-            trained_on=trained_on,
             crop=self.config.crop,
             spatial_dims=self.config.networks.spatial_dims,
             device=choose_device(self.config.device),
+        )
+        events = evaluation_events(
+            scores, arm=arm, model=model, trained_on=trained_on, before=before
         )
         for event in events:
             self.log.append(event)
         whole = next(event for event in events if event.region is Region.WHOLE)
         if whole.dice_mean is not None:
             self.progress.note(f"{arm} arm, {model}: whole tumour Dice {whole.dice_mean:.3f}")
-        return events
+        return scores
 
     def _synthetic_only(
         self,
@@ -119,6 +125,7 @@ class Measuring:
         model: Model,
         cohorts: Mapping[str, Sequence[Volume]],
         arm: Arm,
+        before: Dices,
     ) -> None:
         """Train a segmenter on a synthetic set alone; it starts from the public weights."""
         device = choose_device(self.config.device)
@@ -143,6 +150,7 @@ class Measuring:
             arm=arm,
             model=SYNTHETIC_ONLY,
             trained_on=f"public phantoms, then {len(volumes)} synthetic volumes and no patient",
+            before=before,
         )
         self._intensities(made, cohorts, arm)
 

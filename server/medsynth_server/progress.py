@@ -96,17 +96,25 @@ class _StageTime:
     began: float
     current: int = 0
     done: int = 0
-    timed: int = 0  # rounds finished by this process; a resumed stage starts with none
+    ends: list[float] = field(default_factory=list)  # of rounds that this process has finished
 
-    def finish_round(self, n: int) -> None:
+    def finish_round(self, n: int, now: float) -> None:
         self.done = n
-        self.timed += 1
+        self.ends.append(now)
 
-    def left(self, now: float) -> float | None:
-        """Seconds until the stage ends, at the pace so far; None before the first round."""
-        if not self.timed:
-            return None
-        return (now - self.began) / self.timed * (self.rounds - self.done)
+    def left(self, now: float) -> str:
+        """Say how long the rest of the stage should take; empty where nothing can be said.
+
+        A stage's first round starts processes, prepares patients or trains at the coordinator, so
+        the others tell the pace as soon as there are any, and the first alone a bound.
+        """
+        if not self.ends or self.done >= self.rounds:
+            return ""
+        first, last = self.ends[0], self.ends[-1]
+        later = len(self.ends) - 1
+        pace = (last - first) / later if later else first - self.began
+        left = max(0.0, pace * (self.rounds - self.done) - (now - last))
+        return f"{'about' if later else 'up to'} {_duration(left)} left in this stage"
 
 
 class LineProgress:
@@ -169,16 +177,14 @@ class LineProgress:
     def round_done(self, n: int, losses: Mapping[str, float]) -> None:
         """Print the round's line."""
         now = self._clock()
-        self._stage.finish_round(n)
+        self._stage.finish_round(n, now)
         words = [
             f"{self._stage.name} {n}/{self._stage.rounds}",
             _duration(now - self._round_began),
             *_answer_words(self._answers),
             *(f"{name} {loss:.4g}" for name, loss in losses.items()),
         ]
-        left = self._stage.left(now)
-        if left is not None and n < self._stage.rounds:
-            words.append(f"about {_duration(left)} left in this stage")
+        words += [left] if (left := self._stage.left(now)) else []
         self._say(" | ".join(words))
 
     def note(self, text: str) -> None:
@@ -316,7 +322,7 @@ class LiveProgress:
         with self._lock:
             self._screen.losses = dict(losses)
             if self._screen.stages:
-                self._screen.stages[-1].finish_round(n)
+                self._screen.stages[-1].finish_round(n, self._clock())
 
     def note(self, text: str) -> None:
         """Show a note under the table."""
@@ -349,8 +355,8 @@ def _headline(screen: _Screen, now: float) -> Text:
     if screen.ended:
         style = "bold green" if screen.ended == "finished" else "bold yellow"
         line.append(f"  {screen.ended}", style=style)
-    elif screen.stages and (left := screen.stages[-1].left(now)) is not None:
-        line.append(f"  about {_duration(left)} left in this stage", style="not bold dim")
+    elif screen.stages and (left := screen.stages[-1].left(now)):
+        line.append(f"  {left}", style="not bold dim")
     return line
 
 

@@ -134,6 +134,8 @@ class EvaluationEvent(_Frozen):
         dice_sd: standard deviation over patients.
         patients: how many patients it was measured on.
         per_site: mean Dice of each site's held-out patients.
+        chance: two-sided p of Wilcoxon's signed-rank test over the same patients against the model
+            before training; null where there is no such comparison.
 
     """
 
@@ -146,6 +148,7 @@ class EvaluationEvent(_Frozen):
     dice_sd: Measured = Field(ge=0)
     patients: Count
     per_site: Mapping[str, Measured] = {}
+    chance: Measured = Field(default=None, ge=0, le=1)
 
     @property
     def identity(self) -> tuple[str, ...]:

@@ -4,11 +4,17 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from scipy.stats import wilcoxon
 from torch import Tensor, nn
 
 from medsynth_common.labels import SEGMENTER_CLASSES, Contrast, Region, Tissue, segmenter_target
 from medsynth_common.learning.volumes import Volume
-from medsynth_server.evaluation import compare_intensities, evaluate_segmenter
+from medsynth_server.evaluation import (
+    Dices,
+    compare_intensities,
+    dice_of_patients,
+    evaluation_events,
+)
 from medsynth_server.record import Arm, EvaluationEvent
 from tiny_run import tiny_volume
 
@@ -40,18 +46,19 @@ def _healthy() -> Volume:
     return Volume(image=torch.zeros(4, *labels.shape), labels=labels)
 
 
+def _dices(segmenter: nn.Module, cohorts: dict[str, list[Volume]]) -> Dices:
+    return dice_of_patients(segmenter, cohorts, crop=(16, 16, 16), spatial_dims=3, device=CPU)
+
+
 def _evaluate(
-    segmenter: nn.Module, cohorts: dict[str, list[Volume]]
+    segmenter: nn.Module, cohorts: dict[str, list[Volume]], before: nn.Module | None = None
 ) -> dict[Region, EvaluationEvent]:
-    events = evaluate_segmenter(
-        segmenter,
-        cohorts,
+    events = evaluation_events(
+        _dices(segmenter, cohorts),
         arm=Arm.PRIVATE,
         model="m",
         trained_on="nothing",
-        crop=(16, 16, 16),
-        spatial_dims=3,
-        device=CPU,
+        before=_dices(before, cohorts) if before else None,
     )
     return {event.region: event for event in events}
 
@@ -80,6 +87,16 @@ def test_without_any_tumour_there_is_nothing_to_find() -> None:
     found = _evaluate(Oracle(), {"a": [_healthy()]})
     for event in found.values():
         assert (event.dice_mean, event.dice_sd, event.patients) == (None, None, 0)
+
+
+def test_a_model_is_compared_with_the_one_before_it_patient_by_patient() -> None:
+    cohorts = {"a": [_told(seed) for seed in range(4)], "b": [_told(seed) for seed in (5, 6, 7)]}
+    better = _evaluate(Oracle(), cohorts, before=Oracle(0.0))[Region.WHOLE]
+    # Every one of seven patients is better off, all by the same: so says the normal approximation.
+    assert better.chance == pytest.approx(float(wilcoxon([1.0] * 7, method="asymptotic").pvalue))
+    assert _evaluate(Oracle(), cohorts, before=Oracle())[Region.WHOLE].chance == 1.0
+    assert _evaluate(Oracle(), cohorts)[Region.WHOLE].chance is None
+    assert _evaluate(Oracle(), {"a": [_healthy()]}, Oracle())[Region.WHOLE].chance is None
 
 
 def test_histograms_are_shares_of_a_tissues_voxels() -> None:

@@ -51,7 +51,7 @@ def test_plain_progress_is_one_line_a_round() -> None:
         f"epsilon is for {ACCOUNTING}",
         "segment: 3 rounds",
         "segment 1/3 | 10.0 s | 1 of 2 sites answered | epsilon at most 1.51 / 8 (site-a)"
-        " | site-b: BudgetExhausted | segmenter 0.25 | about 20.0 s left in this stage",
+        " | site-b: BudgetExhausted | segmenter 0.25 | up to 20.0 s left in this stage",
         "segment 2/3 | 10.0 s | 1 of 2 sites answered | epsilon at most 3.01 / 8 (site-a)"
         " | site-b: BudgetExhausted | segmenter 0.25 | about 10.0 s left in this stage",
         "note: site-b has spent its cap",
@@ -71,8 +71,23 @@ def test_a_resumed_stage_is_timed_by_its_own_rounds() -> None:
         clock.now += 90.0
         progress.round_done(8, {})
     assert stream.getvalue().splitlines()[-1] == (
-        "segment 8/10 | 1:30 min | about 3:00 min left in this stage"
+        "segment 8/10 | 1:30 min | up to 3:00 min left in this stage"
     )
+
+
+def test_a_long_first_round_says_nothing_of_the_others() -> None:
+    stream, clock = io.StringIO(), Clock()
+    with LineProgress(stream, clock=clock) as progress:
+        progress.stage("segment", rounds=7)
+        for n, seconds in ((1, 240.0), (2, 5.0), (3, 7.0)):
+            progress.round_started(n)
+            clock.now += seconds
+            progress.round_done(n, {})
+    assert [line.split(" | ")[-1] for line in stream.getvalue().splitlines()[1:]] == [
+        "up to 24:00 min left in this stage",
+        "about 25.0 s left in this stage",
+        "about 24.0 s left in this stage",
+    ]
 
 
 def test_plain_progress_cries_out_when_nothing_bounds_epsilon() -> None:

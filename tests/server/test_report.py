@@ -212,7 +212,7 @@ def test_a_site_past_its_cap_is_told(tmp_path: Path) -> None:
     assert "stayed within" not in page.words
 
 
-def scored(means: Mapping[tuple[str, Arm], float]) -> list[Event]:
+def scored(means: Mapping[tuple[str, Arm], float], chance: float | None = None) -> list[Event]:
     return [
         EvaluationEvent(
             arm=arm,
@@ -222,22 +222,32 @@ def scored(means: Mapping[tuple[str, Arm], float]) -> list[Event]:
             dice_mean=mean,
             dice_sd=0.1,
             patients=5,
+            chance=None if model == BEFORE_TRAINING else chance,
         )
         for (model, arm), mean in means.items()
     ]
 
 
 @pytest.mark.parametrize(
-    ("after", "verdict"), [(0.52, "helped"), (0.501, "did not help"), (0.3, "did not help")]
+    ("after", "chance", "verdict"),
+    [
+        (0.52, 0.049, "helped"),
+        (0.52, 0.05, "changed nothing beyond chance"),
+        (0.9, None, "changed nothing beyond chance"),
+        (0.3, 0.6, "changed nothing beyond chance"),
+        (0.3, 0.01, "did harm"),
+    ],
 )
 def test_the_report_says_whether_private_training_helped(
-    tmp_path: Path, after: float, verdict: str
+    tmp_path: Path, after: float, chance: float | None, verdict: str
 ) -> None:
     means = {(BEFORE_TRAINING, Arm.PRIVATE): 0.5, (FEDERATED, Arm.PRIVATE): after}
-    write_events(tmp_path, scored(means))
+    write_events(tmp_path, scored(means, chance))
     write_privacy(tmp_path / "privacy.json", statement())
     words = page_of(tmp_path).words
-    assert f"Private federated training {verdict}. Whole-tumour Dice went from 0.50" in words
+    assert f"Private federated training {verdict}. Whole-tumour Dice went from 0.500" in words
+    told = "It was not tested" if chance is None else f"p = {chance:.2g}."
+    assert told in words
 
 
 def test_the_shared_start_of_both_arms_is_one_row(tmp_path: Path) -> None:

@@ -1,13 +1,11 @@
 """The paper's table: what is trained on what, how crops are warped, and what the figures mean."""
 
 import json
-from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 from typer.testing import CliRunner
 
 from medsynth_common.labels import Region
@@ -19,7 +17,7 @@ from medsynth_server.fidelity.results import read_fidelity
 from medsynth_server.record import Arm
 from medsynth_server.table.cells import Cell, Column, Training, trainings
 from medsynth_server.table.results import TrainingScores, read_table
-from medsynth_server.table.statistics import comparisons_of, holm, results_of, signed_rank
+from medsynth_server.table.statistics import comparisons_of, holm, results_of
 from medsynth_server.table.train import Material, few, train
 from medsynth_server.table.warp import Warp, cut
 from tiny_run import tiny_config, tiny_volume, write_settings
@@ -151,25 +149,6 @@ def test_a_cells_figures_are_of_patients_averaged_over_seeds() -> None:
     assert (whole.patients, found.seeds) == (2, 2)
     assert whole.per_site == {"site-0": pytest.approx(0.5), "site-1": pytest.approx(0.9)}
     assert whole.lesion_dice.mean == pytest.approx((0.5 + 0.0 + 0.9) / 3)  # all three patients
-
-
-def exact_signed_rank(differences: list[float]) -> float:
-    """Two-sided p by all signs there are."""
-    ranks = stats.rankdata(np.abs(differences))
-    observed = ranks[np.array(differences) > 0].sum()
-    sums = [
-        sum(r for r, s in zip(ranks, signs, strict=True) if s)
-        for signs in product((0, 1), repeat=len(ranks))
-    ]
-    low = np.mean([s <= observed for s in sums])
-    high = np.mean([s >= observed for s in sums])
-    return float(min(1.0, 2 * min(low, high)))
-
-
-def test_the_test_is_wilcoxons() -> None:
-    differences = [0.1, 0.25, -0.02, 0.3, 0.07, 0.11, -0.04]
-    assert signed_rank(np.array(differences)) == pytest.approx(exact_signed_rank(differences))
-    assert signed_rank(np.zeros(5)) == 1.0
 
 
 def test_holm_corrects_step_by_step() -> None:

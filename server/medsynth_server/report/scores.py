@@ -21,6 +21,8 @@ _MODEL_WORD: Final = {
     FEDERATED: "Federated",
     SYNTHETIC_ONLY: "Synthetic only",
 }
+#: A difference that chance makes less often than this is called one.
+_CHANCE: Final = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,20 +47,21 @@ class ScoreRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """The whole-tumour Dice before and after training."""
+    """The whole-tumour Dice before and after training; `chance` is the p of a paired test."""
 
     before: Score
     after: Score
+    chance: float | None
 
     @property
     def gain(self) -> float:
-        """How much the mean rose, as the two decimals of the report show it."""
-        return round(round(self.after.mean, 2) - round(self.before.mean, 2), 2)
+        """How much the mean rose."""
+        return self.after.mean - self.before.mean
 
     @property
-    def helped(self) -> bool:
-        """Tell whether the rise can be seen in print."""
-        return self.gain > 0
+    def beyond_chance(self) -> bool:
+        """Tell whether patients differ by more than chance makes likely."""
+        return self.chance is not None and self.chance < _CHANCE
 
 
 def score_rows(folder: RunFolder) -> list[ScoreRow]:
@@ -78,10 +81,8 @@ def score_rows(folder: RunFolder) -> list[ScoreRow]:
 
 def find(folder: RunFolder, *, arm: Arm, model: str, region: Region) -> Score | None:
     """Look one score up; None where it was not measured."""
-    for event in folder.evaluations:
-        if (event.arm, event.model, event.region) == (arm, model, region):
-            return None if event.dice_mean is None else _score(event, event.dice_mean)
-    return None
+    event = _event(folder, arm, model, region)
+    return None if event is None or event.dice_mean is None else _score(event, event.dice_mean)
 
 
 def compare(folder: RunFolder, *, arm: Arm, model: str) -> Comparison | None:
@@ -89,7 +90,16 @@ def compare(folder: RunFolder, *, arm: Arm, model: str) -> Comparison | None:
     before, after = (
         find(folder, arm=arm, model=name, region=Region.WHOLE) for name in (BEFORE_TRAINING, model)
     )
-    return None if before is None or after is None else Comparison(before=before, after=after)
+    event = _event(folder, arm, model, Region.WHOLE)
+    if before is None or after is None or event is None:
+        return None
+    return Comparison(before=before, after=after, chance=event.chance)
+
+
+def _event(folder: RunFolder, arm: Arm, model: str, region: Region) -> EvaluationEvent | None:
+    wanted = (arm, model, region)
+    events = (e for e in folder.evaluations if (e.arm, e.model, e.region) == wanted)
+    return next(events, None)
 
 
 def _score(event: EvaluationEvent, mean: float) -> Score:

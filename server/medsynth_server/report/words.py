@@ -11,6 +11,11 @@ def two_decimals(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
+def three_decimals(value: float) -> str:
+    """Write a score that is compared with one that may be near it."""
+    return f"{value:.3f}"
+
+
 def in_bytes(count: int) -> str:
     """Write a size in the unit that suits it (1 kB is 1000 B)."""
     if count < 1000:

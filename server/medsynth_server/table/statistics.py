@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from medsynth_common.labels import Region
 from medsynth_common.scoring import RegionScores
+from medsynth_server.paired_test import signed_rank
 from medsynth_server.table.cells import Cell, Column
 from medsynth_server.table.results import (
     CellResult,
@@ -56,18 +56,6 @@ def comparisons_of(trainings: Sequence[TrainingScores]) -> list[PairedTest]:
         PairedTest(cell=cell, region=region, difference=mean, patients=n, p=p, p_holm=p_holm)
         for (cell, region, mean, n, p), p_holm in zip(found, corrected, strict=True)
     ]
-
-
-def signed_rank(differences: Floats) -> float:
-    """Two-sided p of the Wilcoxon signed-rank test; 1 where nothing differs."""
-    if not differences.any():
-        return 1.0
-    sizes = np.abs(differences)
-    tied = len(np.unique(sizes)) < len(sizes) or not sizes.all()
-    # The exact distribution is known without ties; with them scipy would try all signs, which
-    # takes ten seconds at thirteen patients, for each of a table's many tests.
-    method = "asymptotic" if tied else "auto"
-    return float(stats.wilcoxon(differences, method=method).pvalue)
 
 
 def holm(p: Sequence[float]) -> list[float]:

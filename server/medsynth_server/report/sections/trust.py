@@ -11,7 +11,7 @@ from medsynth_server.report.folder import RunFolder
 from medsynth_server.report.scores import Comparison, compare
 from medsynth_server.report.section import Section
 from medsynth_server.report.sections.summary import largest_bound
-from medsynth_server.report.words import bound_words, counted, listed, two_decimals
+from medsynth_server.report.words import bound_words, counted, listed, three_decimals, two_decimals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,15 +141,24 @@ def _learning(folder: RunFolder) -> Iterator[Check]:
 
 
 def _did_it_help(compared: Comparison, what: str) -> Check:
-    before, after = two_decimals(compared.before.mean), two_decimals(compared.after.mean)
-    spread = ""
+    before, after = three_decimals(compared.before.mean), three_decimals(compared.after.mean)
+    patients = counted(compared.after.patients, "held-out patient")
+    went = f"Whole-tumour Dice went from {before} before training to {after}, over {patients}."
+    spread, test = "", " It was not tested whether that is more than chance."
     if compared.after.sd is not None:
         spread = f" Patients differ by ± {two_decimals(compared.after.sd)} (SD)."
+    if compared.chance is not None:
+        test = f" Signed-rank test over the patients: p = {compared.chance:.2g}."
+    if not compared.beyond_chance:
+        verdict = "changed nothing beyond chance"
+    elif compared.gain > 0:
+        verdict = "helped"
+    else:
+        verdict = "did harm"
     return Check(
-        verdict="good" if compared.helped else "care",
-        title=f"{what} {'helped' if compared.helped else 'did not help'}",
-        text=f"Whole-tumour Dice went from {before} before training to {after}, over "
-        f"{counted(compared.after.patients, 'held-out patient')}.{spread}",
+        verdict="good" if verdict == "helped" else "care",
+        title=f"{what} {verdict}",
+        text=f"{went}{spread}{test}",
     )
 
 
