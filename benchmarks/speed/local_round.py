@@ -75,7 +75,7 @@ def configured(*, sites: int, rounds: int, channels: tuple[int, ...], patients: 
             "networks": {"segmenter_channels": list(channels)},
             "federation": {"sites": sites, "patients": patients},
             "privacy": {"epsilon": 8.0, "delta": 1e-3},
-            "segment": {"rounds": rounds, "steps": 1, "free_steps": 0},
+            "segment": {"rounds": rounds, "steps": 1, "free_steps": 0, "directions": 0},
             "moments": off,
             "adversarial": off,
             "metrics": off,
