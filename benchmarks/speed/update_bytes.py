@@ -16,7 +16,8 @@ from benchmarks.results import Cell, Goal
 from medsynth_client.order import Order
 from medsynth_client.stages import WORK
 from medsynth_common.labels import Region, segmenter_target
-from medsynth_common.learning.dice import region_dice, segment
+from medsynth_common.learning.dice import region_dice
+from medsynth_common.learning.segmenting import segment
 from medsynth_common.learning.volumes import Volume
 from medsynth_common.networks import NetworkSettings, build_segmenter
 from medsynth_common.phantom import SITE_SCANNERS, make_phantom

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from benchmarks.utility.federation import Cohorts
 from medsynth_common.labels import TUMOUR, Region, Tissue, one_hot, segmenter_target
-from medsynth_common.learning.dice import region_dice, segment
+from medsynth_common.learning.dice import region_dice
 from medsynth_common.learning.losses import tissue_moments
+from medsynth_common.learning.segmenting import segment
 from medsynth_common.learning.volumes import Volume
 from medsynth_common.scoring.lesionwise import score_lesions
 from medsynth_common.set_layout import phantom_affine

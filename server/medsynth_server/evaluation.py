@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from medsynth_common.labels import CONTRASTS, Region, Tissue, segmenter_target
-from medsynth_common.learning.dice import region_dice, segment
+from medsynth_common.learning.dice import region_dice
+from medsynth_common.learning.segmenting import segment
 from medsynth_common.learning.volumes import Volume
 from medsynth_server.paired_test import signed_rank
 from medsynth_server.record import Arm, EvaluationEvent, IntensityEvent

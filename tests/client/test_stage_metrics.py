@@ -16,7 +16,8 @@ from medsynth_client.site_record import read_site
 from medsynth_client.stages.metrics import release_metrics
 from medsynth_common.errors import PolicyRefusal
 from medsynth_common.labels import REGION_TISSUES, SEGMENTER_CLASSES, Region, segmenter_target
-from medsynth_common.learning.dice import SCORES, SCORES_CLIP, mean_dice, score_vector, segment
+from medsynth_common.learning.dice import SCORES, SCORES_CLIP, mean_dice, score_vector
+from medsynth_common.learning.segmenting import segment
 from medsynth_common.learning.volumes import Volume
 from medsynth_common.networks import build_segmenter
 from medsynth_common.plan import RoundPlan, Stage

@@ -3,10 +3,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from medsynth_common.labels import SEGMENTER_CLASSES, Region, Tissue, one_hot
-from medsynth_common.learning.dice import region_dice, segment
+from medsynth_common.learning.dice import region_dice
 from medsynth_common.learning.losses import (
     critic_loss,
     fake_loss,
@@ -116,18 +116,6 @@ def test_dice_of_known_cases() -> None:
     assert scores[Region.ENHANCING] is None
     found[2, 0, 0] = ENHANCING
     assert region_dice(found, target)[Region.ENHANCING] is None  # a false alarm is no Dice
-
-
-def test_a_whole_volume_is_segmented() -> None:
-    volume = volumes()[0]
-    # A "segmenter" that calls what is bright in FLAIR oedema.
-    weights = torch.zeros(4, 4, 1, 1, 1)
-    weights[OEDEMA, 3] = 1.0
-    bias = torch.tensor([0.5, 0.0, 0.0, 0.0])
-    threshold = nn.Conv3d(4, 4, 1)
-    threshold.load_state_dict({"weight": weights, "bias": bias})
-    found = segment(threshold, volume.image, crop=(16, 16, 16), spatial_dims=3)
-    assert torch.equal(found == OEDEMA, volume.image[3] > 0.5)
 
 
 def patch_loss(

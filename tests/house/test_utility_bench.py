@@ -110,9 +110,9 @@ def test_lesions_count_alike_and_false_ones_as_nothing() -> None:
         return dice["tumour"], dice["lesion"]
 
     assert measured(found) == (1.0, 1.0)
-    found[22, 22, 22] = 1  # one voxel that is no tumour, far from the one that is
+    found[20:23, 20:23, 20:23] = 1  # what is no tumour, far from the one that is
     tumour, lesion = measured(found)
-    assert tumour == pytest.approx(2 * 216 / (2 * 216 + 1))
+    assert tumour == pytest.approx(2 * 216 / (2 * 216 + 27))
     assert lesion == pytest.approx(0.5)
 
 

@@ -9,7 +9,8 @@ import torch
 
 from medsynth_common.errors import BadConfig, BadData
 from medsynth_common.labels import Region, segmenter_target
-from medsynth_common.learning.dice import region_dice, segment
+from medsynth_common.learning.dice import region_dice
+from medsynth_common.learning.segmenting import segment
 from medsynth_common.phantom import SITE_SCANNERS, make_phantom
 from medsynth_common.weights.file import read_weights
 from medsynth_common.weights.shipped import shipped

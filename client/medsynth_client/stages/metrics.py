@@ -6,7 +6,8 @@ are patients that the segmenter was trained on, so it flatters.
 
 from medsynth_client.order import Order, Outcome
 from medsynth_common.labels import segmenter_target
-from medsynth_common.learning.dice import SCORES, score_vector, segment
+from medsynth_common.learning.dice import SCORES, score_vector
+from medsynth_common.learning.segmenting import segment
 from medsynth_common.networks import build_segmenter
 from medsynth_common.privacy.patients import poisson_sample, release_mean
 

@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from typing import Final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from medsynth_common.labels import REGION_TISSUES, SEGMENTER_CLASSES, Region
-from medsynth_common.learning.volumes import over_volumes
 
 
 def region_dice(predicted: Tensor, target: Tensor) -> Mapping[Region, float | None]:
@@ -64,25 +63,3 @@ def mean_dice(mean: Tensor, *, noise: float) -> Mapping[Region, tuple[float, flo
         dice = score / present
         found[region] = (min(max(dice, 0.0), 1.0), noise * (1 + dice**2) ** 0.5 / present)
     return found
-
-
-@torch.no_grad()
-def segment(
-    segmenter: nn.Module, image: Tensor, *, crop: tuple[int, ...], spatial_dims: int
-) -> Tensor:
-    """Segment one image (4, x, y, z) into channel numbers (x, y, z).
-
-    The network sees windows of the size it was trained on: its instance normalisation has other
-    statistics on a whole volume.
-    """
-    from monai.inferers import sliding_window_inference  # late: a node counts scores, no more
-
-    logits: Tensor = sliding_window_inference(
-        image.unsqueeze(0),
-        roi_size=crop,
-        sw_batch_size=4,
-        predictor=lambda windows: over_volumes(segmenter, windows, spatial_dims),
-        overlap=0.5,
-        mode="gaussian",
-    )
-    return logits.argmax(1)[0]

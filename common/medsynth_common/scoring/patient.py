@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from medsynth_common.labels import REGION_TISSUES, SEGMENTER_CLASSES, Region, segmenter_target
-from medsynth_common.learning.dice import region_dice, segment
+from medsynth_common.learning.dice import region_dice
+from medsynth_common.learning.segmenting import segment
 from medsynth_common.learning.volumes import Volume
 from medsynth_common.scoring.hausdorff import Sides, hd95
 from medsynth_common.scoring.lesionwise import score_lesions
