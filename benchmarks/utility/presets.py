@@ -128,7 +128,7 @@ PRESETS: Final[dict[_Name, Preset]] = {
         free_steps=100,
         adversarial_rounds=2,
         generator_steps=15,
-        synthetic=160,
+        synthetic=400,
         synthetic_steps=200,
     ),
     "full": Preset(

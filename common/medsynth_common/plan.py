@@ -124,7 +124,7 @@ class AdversarialSettings(Value):
     generator_learning_rate: float = Field(default=2e-4, gt=0, le=1)
     batch: int = Field(default=4, ge=2, le=1024)
     crops: int = Field(default=2, ge=1, le=64)
-    critic_weight: float = Field(default=1.0, ge=0)
+    critic_weight: float = Field(default=0.5, ge=0)
     consistency_weight: float = Field(default=1.0, ge=0)
     lock_weight: float = Field(default=10.0, ge=0)
     paired_weight: float = Field(default=0.0, ge=0)

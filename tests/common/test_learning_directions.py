@@ -112,7 +112,9 @@ def test_a_step_of_noise_alone_is_as_long_as_there_are_directions_not_weights() 
     coordinate = mechanism.noise_std / 4.0
     wanted = (found.step(torch.full((KNOWN,), coordinate)) * 0.01).square().sum()
     assert moved(found, mechanism) == pytest.approx(float(wanted), rel=0.2)
-    assert moved(found, loud) < 0.2 * moved(found, mechanism)
+    # Ten times the noise, and the rate shorter by the square of its length over 0.7.
+    shorter = (10 / 4.0 * math.sqrt(KNOWN) / 0.7) ** -2
+    assert moved(found, loud) == pytest.approx((10 * shorter) ** 2 * float(wanted), rel=0.2)
 
 
 def test_a_loss_goes_down_along_them_though_patients_have_other_gradients_too() -> None:

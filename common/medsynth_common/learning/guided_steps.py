@@ -29,7 +29,7 @@ class GuidedOptimizer:
         expected_patients: sampling rate times the declared number of patients.
         randomness: where the noise comes from.
         learning_rate: a step is about as long as one of Adam's at this rate; shorter where noise
-            is loud, by the fourth power of how loud: it leads the less astray the more there is.
+            is loud, by the square of how loud, as its variance grows.
         sites: whose steps are averaged, which leaves less noise.
         proximal: FedProx' pull back to where the parameters were (Li et al. 2020): it depends on
             weights alone, so it needs no noise. Taken implicitly: however strong, it ends there.
@@ -57,7 +57,7 @@ class GuidedOptimizer:
         noise = mechanism.noise_std / expected_patients * math.sqrt(count)
         chance = math.sqrt((1 - mechanism.sampling_rate) / expected_patients)  # who was sampled
         loudness = math.hypot(noise, chance) / math.sqrt(sites) / _LOUD if noise else 0.0
-        self._rate = learning_rate / max(1.0, loudness) ** 4
+        self._rate = learning_rate / max(1.0, loudness) ** 2
         self._proximal = proximal
         self._start = [parameter.detach().clone() for parameter in parameters]
         self._gone = torch.zeros_like(directions.reach)  # along each direction, from there
