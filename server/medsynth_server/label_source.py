@@ -143,21 +143,25 @@ class FolderLabels:
             )
         for path in self.maps:
             try:
-                self._read(path)
+                self._tissues(path)
             except BadData as error:
                 problems.extend(error.problems)
         if problems:
             raise BadData(problems)
 
-    def _read(self, path: Path) -> LabelMap:
+    def _tissues(self, path: Path) -> tuple[Labels, Affine]:
+        """Read a map as it is, with its affine."""
         read = read_volume(path)
         labels = tissues_of(path, read.data, self.statement)
-        brain = labels != Tissue.BACKGROUND
-        if not brain.any():
+        if not (labels != Tissue.BACKGROUND).any():
             raise BadData(Problem(name=str(path), value="background alone", wanted="a brain"))
-        box = bounding_box(brain)
-        affine = read.affine.copy()
-        affine[:3, 3] = (read.affine @ [*(side.start for side in box), 1.0])[:3]
+        return labels, read.affine
+
+    def _read(self, path: Path) -> LabelMap:
+        labels, affine = self._tissues(path)
+        box = bounding_box(labels != Tissue.BACKGROUND)
+        affine = affine.copy()
+        affine[:3, 3] = (affine @ [*(side.start for side in box), 1.0])[:3]
         cut = labels[box]
         frame = fit_frame((cut.shape[0], cut.shape[1], cut.shape[2]), affine, self.grid)
         return LabelMap(

@@ -25,6 +25,7 @@ from typing import Final, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from medsynth_common import __version__
@@ -52,7 +53,7 @@ PHANTOM: Final = "phantom"
 _BATCH: Final = {"cuda": 4}
 #: What of a run's weights a set is painted with.
 PAINTED_WITH: Final = ("generator", "styles", "variation")
-#: Threads that compress and write: zlib lets others run meanwhile.
+#: Threads that compress and write: ISA-L lets others run meanwhile.
 _WRITERS: Final = 4
 
 Result = TypeVar("Result")
@@ -186,15 +187,17 @@ def synthesize(run_folder: Path, out: Path, wish: Wish) -> Made:
     torch.use_deterministic_algorithms(True, warn_only=True)
     request = _request(wish, run, device)
     x, y, z = run.config.grid
-    folder_labels = FolderLabels.open(wish.labels, (x, y, z)) if wish.labels else None
-    with open_set(out, request, new_seed=wish.seed is None) as folder:
-        request = folder.request
-        source = folder_labels or PhantomLabels(seed=request.seed, grid=(x, y, z))
-        making = _Making(folder=folder, run=run, source=source, device=device)
-        for volume in counted(making.rest(), "volumes", done=folder.done, total=request.count):
-            folder.add(volume)
-        describe(folder, run.statement, run.privacy, source.statement)
-        edits = Counter(str(edit["kind"]) for made in folder.volumes() for edit in made.edits)
+    # OpenBLAS' threads spin between products, on the cores that painters need.
+    with threadpool_limits(1, user_api="blas"):
+        folder_labels = FolderLabels.open(wish.labels, (x, y, z)) if wish.labels else None
+        with open_set(out, request, new_seed=wish.seed is None) as folder:
+            request = folder.request
+            source = folder_labels or PhantomLabels(seed=request.seed, grid=(x, y, z))
+            making = _Making(folder=folder, run=run, source=source, device=device)
+            for volume in counted(making.rest(), "volumes", done=folder.done, total=request.count):
+                folder.add(volume)
+            describe(folder, run.statement, run.privacy, source.statement)
+            edits = Counter(str(edit["kind"]) for made in folder.volumes() for edit in made.edits)
     return Made(folder=out, request=request, run=run, edits=edits)
 
 

@@ -8,6 +8,8 @@ from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 
+from threadpoolctl import threadpool_limits
+
 
 @contextmanager
 def worker_pool(
@@ -36,6 +38,8 @@ def worker_pool(
 
 def _begin_process(begin: Callable[..., None] | None, *arguments: object) -> None:
     _end_with_parent()
+    # There are as many workers as cores: OpenBLAS' own threads would spin on the others'.
+    threadpool_limits(1, user_api="blas")
     _begin_thread(begin, *arguments)
 
 
