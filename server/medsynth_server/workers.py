@@ -38,7 +38,9 @@ def worker_pool(
 
 def _begin_process(begin: Callable[..., None] | None, *arguments: object) -> None:
     _end_with_parent()
-    # There are as many workers as cores: OpenBLAS' own threads would spin on the others'.
+    # There are as many workers as cores: OpenBLAS' own threads would spin on the others'. The
+    # variable holds for a library that is not loaded yet, the limit for one that is.
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
     threadpool_limits(1, user_api="blas")
     _begin_thread(begin, *arguments)
 

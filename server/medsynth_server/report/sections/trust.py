@@ -144,17 +144,16 @@ def _did_it_help(compared: Comparison, what: str) -> Check:
     before, after = three_decimals(compared.before.mean), three_decimals(compared.after.mean)
     patients = counted(compared.after.patients, "held-out patient")
     went = f"Whole-tumour Dice went from {before} before training to {after}, over {patients}."
-    spread, test = "", " It was not tested whether that is more than chance."
+    spread = test = ""
     if compared.after.sd is not None:
         spread = f" Patients differ by ± {two_decimals(compared.after.sd)} (SD)."
-    if compared.chance is not None:
-        test = f" Signed-rank test over the patients: p = {compared.chance:.2g}."
-    if not compared.beyond_chance:
-        verdict = "changed nothing beyond chance"
-    elif compared.gain > 0:
-        verdict = "helped"
+    if compared.chance is None:
+        verdict = "was not tested against chance"
     else:
-        verdict = "did harm"
+        test = f" Signed-rank test over the patients: p = {compared.chance:.2g}."
+        verdict = "showed no change beyond chance"
+        if compared.beyond_chance:
+            verdict = "helped" if compared.gain > 0 else "did harm"
     return Check(
         verdict="good" if verdict == "helped" else "care",
         title=f"{what} {verdict}",
