@@ -1,6 +1,8 @@
 import copy
+import math
 import os
 import pickle
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -29,6 +31,31 @@ def test_normals_are_normal() -> None:
     assert abs(np.corrcoef(drawn[:16_384], drawn[16_384:32_768])[0, 1]) < 0.04
     assert abs(np.corrcoef(drawn[:-1], drawn[1:])[0, 1]) < 0.008
     assert 4.2 < np.abs(drawn).max() < 6.5
+
+
+class _OfWords(SimulatedRandomness):
+    """A stream that begins with these words, and goes on with zeros."""
+
+    def __init__(self, words: Sequence[int]) -> None:
+        super().__init__()
+        self._begin = np.array(words, dtype="<u8").tobytes()
+
+    def _key_stream(self, length: int) -> bytearray:
+        return bytearray(self._begin.ljust(length + 16, b"\0"))
+
+
+def test_normals_are_the_box_muller_transform_of_the_streams_words() -> None:
+    pairs = 64  # of the shortest block: first its radii, then its angles
+    radii = [0, 1, 2**32, 2**53 + 1, 2**63 - 1, 2**63, 2**63 + 5, 2**64 - 1]
+    angles = [0, 1, 2**61, 2**62, 2**63 - 1, 2**63, 3 * 2**62, 2**64 - 1]
+    words = [word for word in radii for _ in angles] + angles * len(radii)
+    drawn = _OfWords(words).normal((2 * pairs,), 2.0).numpy()
+    for pair, (radius, angle) in enumerate(zip(words[:pairs], words[pairs:], strict=True)):
+        length = 2 * math.sqrt(-2 * math.log((radius % 2**63 + 0.5) / 2**63))
+        turn = 2 * math.pi * (angle / 2**64)
+        expected = length * math.cos(turn), length * math.sin(turn)
+        assert drawn[[pair, pair + pairs]] == pytest.approx(expected, rel=1e-13, abs=1e-13)
+    assert np.abs(drawn).max() == pytest.approx(2 * 9.419, abs=1e-3)  # where the tail ends
 
 
 def test_uniforms_are_uniform() -> None:

@@ -2,7 +2,7 @@
 
 Differential privacy holds only against someone who cannot guess the noise. A statistical
 generator such as torch's Mersenne Twister can be reconstructed from its outputs; AES-256 in
-counter mode cannot. Normals are float64 and their radius comes from all 64 bits, so the tail
+counter mode cannot. Normals are float64 and their radius comes from 63 bits, so the tail
 reaches 9.4 standard deviations before it ends.
 """
 
@@ -27,6 +27,8 @@ _PAIRS: Final = 16384
 #: Blocks are whole vector registers long: an odd tail would be computed by other instructions.
 _LANES: Final = 64
 _CIPHER_BLOCK: Final = 16
+#: All bits of a word but its sign.
+_LOW_BITS: Final = 2**63 - 1
 
 
 class Randomness(Protocol):
@@ -55,7 +57,8 @@ class _CipherRandomness(ABC):
 
     def uniform(self, n: int) -> NDArray[np.float64]:
         """Draw (n,) numbers from [0, 1), each with 53 random bits."""
-        numbers: NDArray[np.float64] = (self._words(n) >> np.uint64(11)).astype(np.float64)
+        words = np.frombuffer(self._key_stream(8 * n), dtype="<u8", count=n)
+        numbers: NDArray[np.float64] = (words >> np.uint64(11)).astype(np.float64)
         return numbers * 2.0**-53
 
     def normal(self, shape: Sequence[int], std: float) -> Tensor:
@@ -70,17 +73,16 @@ class _CipherRandomness(ABC):
     def _fill_normal(self, block: Tensor, std: float, scratch: Tensor) -> None:
         pairs = len(block) // 2
         radius, angle, wave = scratch
-        words = self._words(2 * pairs)
+        # Signed words: unsigned ones become floats by a branch that is wrong every other time.
+        stream = self._key_stream(8 * 2 * pairs)
+        words = torch.from_numpy(np.frombuffer(stream, dtype=np.int64, count=2 * pairs))
+        radius.copy_(words[:pairs].bitwise_and_(_LOW_BITS))
         # The half keeps the logarithm finite at the word 0.
-        np.add(words[:pairs], 0.5, out=radius.numpy())
-        np.multiply(words[pairs:], 2 * math.pi * 2.0**-64, out=angle.numpy())
+        radius.add_(0.5).mul_(2.0**-63).log_().mul_(-2 * std * std).sqrt_()
+        angle.copy_(words[pairs:]).mul_(2 * math.pi * 2.0**-64)  # from -pi to pi
         # torch's vectorised log, sin and cos take a third of numpy's time.
-        radius.mul_(2.0**-64).log_().mul_(-2 * std * std).sqrt_()
         torch.mul(torch.cos(angle, out=wave), radius, out=block[:pairs])
         torch.mul(torch.sin(angle, out=wave), radius, out=block[pairs:])
-
-    def _words(self, n: int) -> NDArray[np.uint64]:
-        return np.frombuffer(self._key_stream(8 * n), dtype="<u8", count=n)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(f"{type(self).__name__} holds a key and cannot be copied or stored")
