@@ -8,6 +8,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from medsynth_common.wording import counted
+
 #: Where the output is no terminal, tables are this wide and no line is folded.
 _WIDTH: Final = 120
 _UNBOUNDED: Final = "unbounded (no privacy)"
@@ -27,8 +29,8 @@ def _page(status: Mapping[str, Any]) -> RenderableType:
         f"{status['site']}: epsilon {_epsilon(status['epsilon'])} of "
         f"{'none' if cap is None else f'{cap:g}'} at delta {status['delta']:g}, unit: patient",
         f"left {'without end' if left is None else f'{left:.3f}'}; of any patient ever "
-        f"{_epsilon(status['epsilon_ever'])}; {status['patients']} patients "
-        f"in {status['data_sets']} data sets",
+        f"{_epsilon(status['epsilon_ever'])}; {counted(status['patients'], 'patient')} "
+        f"in {counted(status['data_sets'], 'data set')}",
     ]
     parts: list[RenderableType] = [Text("\n".join(lines))]
     if status["projects"]:

@@ -22,6 +22,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from medsynth_common.wording import counted
 from medsynth_server.record import epsilon_words
 
 Clock = Callable[[], float]
@@ -148,7 +149,7 @@ class LineProgress:
     def stage(self, name: str, rounds: int) -> None:
         """Begin a stage."""
         self._stage = _StageTime(name=name, rounds=rounds, began=self._clock())
-        self._say(f"{name}: {_counted(rounds, 'round')}")
+        self._say(f"{name}: {counted(rounds, 'round')}")
 
     def round_started(self, n: int) -> None:
         """Start collecting the round's answers."""
@@ -212,7 +213,7 @@ def _answer_words(answers: list[_Answer]) -> list[str]:
     if not answers:
         return []
     failed = [f"{answer.site}: {answer.error}" for answer in answers if answer.error]
-    words = [f"{len(answers) - len(failed)} of {_counted(len(answers), 'site')} answered"]
+    words = [f"{len(answers) - len(failed)} of {counted(len(answers), 'site')} answered"]
     answered = [answer for answer in answers if not answer.error]
     if any(answer.epsilon is None for answer in answered):
         words.append("NO PRIVACY")
@@ -443,7 +444,3 @@ def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02} h" if hours else f"{minutes}:{rest:02} min"
-
-
-def _counted(number: int, thing: str) -> str:
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"

@@ -64,7 +64,7 @@ def test_status_says_what_was_spent_with_delta_and_unit(command: Command, folder
     first, second, *table = ended.out.splitlines()
     assert first.startswith(f"{SITE}: epsilon ")
     assert first.endswith(" of 8 at delta 1e-05, unit: patient")
-    assert second.endswith(f"; {PATIENTS} patients in 1 data sets")
+    assert second.endswith(f"; {PATIENTS} patients in 1 data set")
     lines = [line.split() for line in table if line.lstrip().startswith("run-1")]
     assert [line[1] for line in lines] == ["level", "segmenter", "together"]
     noise, rate, clip, steps, releases, epsilon = lines[0][2:]

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from medsynth_common.dataset import check
 from medsynth_common.dataset.finding import Examination, Finding, Level
+from medsynth_common.wording import counted
 
 
 def as_text(examination: Examination) -> str:
@@ -34,10 +35,10 @@ def summary(examination: Examination) -> str:
     """Tell how many patients were looked at, and how much was found."""
     patients = sum(map(len, examination.patients.values()))
     counts = ", ".join(
-        _many(len(examination.of(level)), str(level)) for level in (Level.ERROR, Level.WARNING)
+        counted(len(examination.of(level)), str(level)) for level in (Level.ERROR, Level.WARNING)
     )
     sites = len(examination.patients)
-    return f"{_many(patients, 'patient')} at {_many(sites, 'site')}: {counts}"
+    return f"{counted(patients, 'patient')} at {counted(sites, 'site')}: {counts}"
 
 
 def as_json(examination: Examination) -> dict[str, Any]:
@@ -103,7 +104,3 @@ def _row(finding: Finding) -> dict[str, Any]:
         "mend": said.mend,
         "mendable": finding.mendable,
     }
-
-
-def _many(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -45,11 +45,6 @@ def spelled(number: int) -> str:
     return words[number] if number < len(words) else str(number)
 
 
-def counted(number: int, thing: str) -> str:
-    """Write a number and its noun."""
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
-
-
 def bound_words(site: SitePrivacy, statement: PrivacyStatement) -> str:
     """Write an epsilon with all that it means nothing without: delta, unit, mechanisms."""
     mechanisms = ", ".join(mechanism.name for mechanism in site.mechanisms) or "none yet"

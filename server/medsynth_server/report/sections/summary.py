@@ -5,6 +5,7 @@ from typing import Final
 
 from medsynth_common.labels import Region
 from medsynth_common.plan import Stage
+from medsynth_common.wording import counted
 from medsynth_server.record import (
     BEFORE_TRAINING,
     FEDERATED,
@@ -15,7 +16,7 @@ from medsynth_server.record import (
 from medsynth_server.report.folder import RunFolder
 from medsynth_server.report.scores import find
 from medsynth_server.report.section import Section
-from medsynth_server.report.words import bound_words, counted, in_bytes, in_time, two_decimals
+from medsynth_server.report.words import bound_words, in_bytes, in_time, two_decimals
 
 _STAGE_WORD: Final = {
     Stage.PRETRAIN: "public pre-training",

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from medsynth_common.release_check import Verdict
+from medsynth_common.wording import counted
 from medsynth_server.record import FEDERATED, SYNTHETIC_ONLY, Arm
 from medsynth_server.report.folder import RunFolder
 from medsynth_server.report.scores import Comparison, compare
 from medsynth_server.report.section import Section
 from medsynth_server.report.sections.summary import largest_bound
-from medsynth_server.report.words import bound_words, counted, listed, three_decimals, two_decimals
+from medsynth_server.report.words import bound_words, listed, three_decimals, two_decimals
 
 
 @dataclass(frozen=True, kw_only=True)
