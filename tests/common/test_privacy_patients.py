@@ -25,6 +25,7 @@ from medsynth_common.privacy.patients import (
     release_mean,
     require_private_ready,
 )
+from medsynth_common.privacy.precision import in_precision
 from medsynth_common.privacy.randomness import Randomness, SimulatedRandomness
 
 PATIENTS, CROPS, EXPECTED = 5, 3, 2.5
@@ -234,7 +235,7 @@ def test_of_gradients_in_bfloat16_exactly_the_clip_is_released(
     case = make_case(make, 2, torch.float32)
 
     def cast(crops: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
+        with in_precision(torch.device("cpu"), bfloat16=True):
             return case.loss(crops)
 
     check_it_is_its_definition(in_bfloat16, case, 0.1)  # near the gradients in float32,

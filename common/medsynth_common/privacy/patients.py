@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from medsynth_common.errors import BadInput, MedsynthError, Problem
 from medsynth_common.privacy.mechanism import Gaussian, Unprotected
+from medsynth_common.privacy.precision import in_precision
 from medsynth_common.privacy.randomness import Randomness
 
 Loss = Callable[[], Tensor]
@@ -64,10 +65,10 @@ def loss_gradient(
 ) -> Sequence[Tensor]:
     """Compute the loss and its gradient, zero where a parameter has no part in it.
 
-    With `bfloat16` the loss is computed in it where an operation bears that (autocast), and so
-    gradients are on their way down; those that arrive have the parameters' type.
+    With `bfloat16` the loss is computed in it where an operation bears that (`in_precision`), and
+    so gradients are on their way down; those that arrive have the parameters' type.
     """
-    with torch.enable_grad(), torch.autocast(parameters[0].device.type, torch.bfloat16, bfloat16):
+    with torch.enable_grad(), in_precision(parameters[0].device, bfloat16=bfloat16):
         value = loss()
     return torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
 
