@@ -2,7 +2,8 @@
 
 Every draw is a fresh federation of phantoms on a small grid: training and held-out patients of two
 hospitals and a synthetic set of other phantoms of the same scanners. Then one volume of the set is
-replaced by a spoilt copy of a training patient. `python -m benchmarks.release_check --draws 20`.
+replaced by a spoilt copy of a training patient. At the size of the demo, where the attacks alone
+can fail a clean set, people are dealt from one large pool. `python -m benchmarks.release_check`.
 """
 
 import argparse
@@ -11,7 +12,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
@@ -19,6 +22,9 @@ from medsynth_common.durable import write_json
 from medsynth_common.learning.volumes import Volume
 from medsynth_common.phantom import SITE_SCANNERS, make_phantom
 from medsynth_common.release_check import Verdict, check_release
+from medsynth_common.release_check.membership import attack_membership
+from medsynth_common.release_check.reference import public_reference
+from medsynth_common.release_check.signature import Cohort, describe
 
 GRID: Final = (24, 24, 24)
 SYNTHETIC: Final = 12
@@ -30,6 +36,11 @@ def _noisy(volume: Volume, sd: float) -> Volume:
     noise = torch.randn(volume.image.shape, generator=torch.Generator().manual_seed(1))
     return Volume(image=(volume.image + sd * noise) * (volume.labels > 0), labels=volume.labels)
 
+
+#: The demo's: sites, and of each its training patients, held-out patients and synthetic volumes.
+DEMO: Final = (3, (60, 6, 12))
+_POOL: Final = 2400
+_REFERENCES: Final = 8
 
 COPIES: Final[Mapping[str, Callable[[Volume, Volume], Volume]]] = {
     "noise 0.05": lambda one, _: _noisy(one, 0.05),
@@ -44,14 +55,44 @@ COPIES: Final[Mapping[str, Callable[[Volume, Volume], Volume]]] = {
 }
 
 
-def _phantoms(count: int, seed: int) -> Iterator[Volume]:
+def _phantoms(count: int, seed: int, *, sites: int = 2) -> Iterator[Volume]:
     for index in range(count):
-        scanner = SITE_SCANNERS[index % 2]
+        scanner = SITE_SCANNERS[index % sites]
         phantom = make_phantom(seed + index, GRID, scanner)
         yield Volume(image=torch.from_numpy(phantom.image), labels=torch.from_numpy(phantom.labels))
 
 
-def main(draws: int = 20, *, out: Path = Path("runs/bench/release_check.json")) -> bool:
+def false_alarms(deals: int) -> int:
+    """Count deals of the demo's size in which an attack fails a set that knows nobody."""
+    sites, sizes = DEMO
+    pool = describe(_phantoms(_POOL, 77_000_000, sites=sites))
+    references = [describe(public_reference(GRID, seed=seed)) for seed in range(_REFERENCES)]
+    ends = np.cumsum(sizes)
+    alarms = 0
+    for deal in range(deals):
+        draw = np.random.default_rng(deal)
+        dealt = [
+            draw.permutation(np.arange(site, _POOL, sites))[: ends[-1]] for site in range(sites)
+        ]
+        training, held_out, made = (
+            _of(pool, np.concatenate(group))
+            for group in zip(*(np.split(one, ends[:-1]) for one in dealt), strict=True)
+        )
+        reference = references[deal % _REFERENCES]
+        found = attack_membership(made, training, held_out, reference, seed=deal)
+        alarms += any(one.verdict is Verdict.FAILED for one in found)
+    return alarms
+
+
+def _of(cohort: Cohort, people: NDArray[np.int64]) -> Cohort:
+    return Cohort(
+        image=cohort.image[people], anatomy=cohort.anatomy[people], tumour=cohort.tumour[people]
+    )
+
+
+def main(
+    draws: int = 20, deals: int = 600, *, out: Path = Path("runs/bench/release_check.json")
+) -> bool:
     """Measure false alarms and misses, print a table; whether no clean set failed."""
     table = Table(title=f"{draws} sets of {SYNTHETIC}: clean ones that failed, copies found")
     table.add_column("patients")
@@ -80,12 +121,17 @@ def main(draws: int = 20, *, out: Path = Path("runs/bench/release_check.json")) 
             f"{failed['sets']}/{draws}",
             *(f"{found[name]}/{draws}" for name in COPIES),
         )
-    write_json(out, {"draws": draws, "grid": GRID, "synthetic": SYNTHETIC, "rows": rows})
+    dealt = {"deals": deals, "failed": false_alarms(deals)}
+    facts = {"draws": draws, "grid": GRID, "synthetic": SYNTHETIC, "rows": rows, "demo": dealt}
+    write_json(out, facts)
     Console().print(table)
+    Console().print(f"at the demo's size an attack failed {dealt['failed']} of {deals} clean sets")
     return alarms == 0
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m benchmarks.release_check", description=__doc__)
     parser.add_argument("--draws", type=int, default=20, help="of each size")
-    raise SystemExit(not main(parser.parse_args().draws))
+    parser.add_argument("--deals", type=int, default=600, help="of the demo's size")
+    asked = parser.parse_args()
+    raise SystemExit(not main(asked.draws, asked.deals))
