@@ -26,10 +26,10 @@ def gradients(count: int = GRADIENTS, *, within: int = KNOWN) -> Tensor:
 
 def test_they_hold_all_of_gradients_that_have_no_others() -> None:
     found, public = Directions.of(gradients(), count=KNOWN), gradients()
-    basis = found.basis.float()
+    basis = found.basis
     torch.testing.assert_close(basis @ basis.T, torch.eye(KNOWN), rtol=0, atol=2e-3)
     along = public @ basis.T
-    assert float((along @ basis - public).norm()) < 2e-3 * float(public.norm())
+    assert float((along @ basis - public).norm()) < 1e-2 * float(public.norm())
     torch.testing.assert_close(found.reach, along.square().mean(0).sqrt(), rtol=1e-2, atol=0)
     assert found.reach.tolist() == sorted(found.reach.tolist(), reverse=True)
 
@@ -47,7 +47,7 @@ def test_a_usual_gradient_has_length_one_and_its_step_that_of_adam() -> None:
     steps = torch.stack([found.weights(found.step(one)) for one in coordinates])
     assert float(steps.square().sum(1).mean()) == pytest.approx(WEIGHTS, rel=1e-2)
     # As long in every direction, however long gradients are there.
-    even = (steps @ found.basis.float().T).square().mean(0)
+    even = (steps @ found.basis.T).square().mean(0)
     torch.testing.assert_close(even, even.mean().expand(KNOWN), rtol=3e-2, atol=0)
 
 
@@ -60,6 +60,24 @@ def test_a_longer_unit_of_the_loss_changes_no_step() -> None:
         rtol=0,
         atol=1e-3,
     )
+
+
+def test_weights_that_move_far_leave_the_others_their_digits() -> None:
+    rows = torch.randn(3, 10_000, generator=torch.Generator().manual_seed(3))
+    rows[:, 0] = 200
+    rows[2] = 0
+    rows /= rows.norm(dim=1, keepdim=True) + (rows == 0).all(1, keepdim=True)
+    kept = Directions.along(rows, torch.ones(3))
+    assert {name: tensor.dtype for name, tensor in kept.tensors().items()} == {
+        "roots": torch.int8,
+        "scale": torch.float32,
+        "reach": torch.float32,
+    }
+    others, found = rows[:2, 1:], kept.basis[:2, 1:]
+    alike = torch.cosine_similarity(others, found, dim=1)
+    assert float(alike.min()) > 0.995
+    torch.testing.assert_close(kept.basis[:, 0], rows[:, 0])
+    assert not bool(kept.basis[2].any())
 
 
 def test_where_there_are_fewer_the_others_lead_nowhere() -> None:
@@ -133,5 +151,5 @@ def test_a_loss_goes_down_along_them_though_patients_have_other_gradients_too() 
         steps.step([loss] * 4)
     moved = weight.detach()
     assert float(moved @ target) > 0
-    basis = found.basis.float()
+    basis = found.basis
     assert float((moved - (moved @ basis.T) @ basis).norm()) < 1e-2 * float(moved.norm())

@@ -93,7 +93,7 @@ class Coordinates:
         axes, even = torch.eye(WIDTH).double(), torch.full((WIDTH,), WIDTH**-0.5).double()
         optimizer = GuidedOptimizer(
             [weight],
-            Directions(basis=axes, reach=even),
+            Directions.along(axes, even),
             MECHANISM,
             expected_patients=self.expected,
             randomness=randomness,

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from medsynth_common.learning.directions import Directions
 from medsynth_common.plan import SegmentSettings
+from medsynth_common.tensors import under
 from medsynth_common.wire.forms import check_plan_form
 from medsynth_server.budget import plan_budget
 from medsynth_server.model import Model
@@ -36,7 +38,7 @@ def test_private_steps_are_sent_directions_until_the_last_round() -> None:
     made = stage(directions=3)
     model, _ = made.after(public_model(), 1)
     assert asked(made, model) == (3, {"segmenter", "directions"})
-    basis = model.tensors["directions.basis"].float()
+    basis = Directions.from_tensors(under("directions", model.tensors)).basis
     torch.testing.assert_close(basis @ basis.T, torch.eye(3), rtol=0, atol=5e-3)
     assert made.after(model, 2)[0].part("directions")
     assert not made.after(model, made.rounds)[0].part("directions")

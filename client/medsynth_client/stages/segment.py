@@ -68,9 +68,8 @@ def _stepping(
     expected = mechanism.sampling_rate * order.declared
     bfloat16 = settings.precision is Precision.BFLOAT16
     if settings.directions:
-        # In float32 once, not anew for every patient.
         brought = {
-            name: tensor.to(order.device, torch.float32)
+            name: tensor.to(order.device)
             for name, tensor in under("directions", order.weights).items()
         }
         guided = GuidedOptimizer(

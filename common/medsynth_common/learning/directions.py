@@ -14,6 +14,7 @@ in every direction.
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 import torch
@@ -25,6 +26,7 @@ from medsynth_common.tensors import TensorParts
 #: A direction in which public gradients are shorter than this part of the longest is rounding.
 _LEAST: Final = 1e-4
 _PART: Final = 1 << 18
+_LARGEST_ROOT: Final = 127
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +34,16 @@ class Directions(TensorParts):
     """Some directions, those along which public gradients are longest first.
 
     Attributes:
-        basis: (direction, weight) float16, rows of length 1 that stand upright on each other but
-            for rounding; or 0, where there are fewer.
+        roots: (direction, weight) int8, the basis as it travels: a number is its root's square with
+            the root's sign, times the row's `scale`. Some weights are moved a hundred times as far
+            as most; evenly spaced numbers would leave no digits to these.
+        scale: (direction,) float32.
         reach: (direction,) float32, root mean square of public gradients along each; or 0.
 
     """
 
-    basis: Tensor
+    roots: Tensor
+    scale: Tensor
     reach: Tensor
 
     @classmethod
@@ -59,15 +64,38 @@ class Directions(TensorParts):
         there = reach > _LEAST * reach[0]
         mixes = mixes.flip(1)[:, :count] * there
         rows = (mixes / (reach + ~there) / len(gradients) ** 0.5).T.to(gradients) @ gradients
-        found = cls.none(count, gradients.shape[1])
-        found.basis[: len(rows)] = rows
-        found.reach[: len(reach)] = reach * there
-        return found
+        missing = count - len(rows)
+        rows, reach = (
+            torch.cat([part, part.new_zeros(missing, *part.shape[1:])])
+            for part in (rows, reach * there)
+        )
+        return cls.along(rows, reach.float())
+
+    @classmethod
+    def along(cls, rows: Tensor, reach: Tensor) -> "Directions":
+        """Write down directions that are given: `rows` as `basis` has them, but for rounding."""
+        largest = rows.abs().amax(1)
+        parts = rows / torch.where(largest > 0, largest, 1.0).unsqueeze(1)
+        roots = (parts.abs().sqrt() * _LARGEST_ROOT).round() * parts.sign()
+        return cls(
+            roots=roots.to(torch.int8), scale=(largest / _LARGEST_ROOT**2).float(), reach=reach
+        )
 
     @classmethod
     def none(cls, count: int, weights: int) -> "Directions":
         """The form of `count` directions among so many weights; none of them leads anywhere."""
-        return cls(basis=torch.zeros(count, weights, dtype=torch.float16), reach=torch.zeros(count))
+        return cls(
+            roots=torch.zeros(count, weights, dtype=torch.int8),
+            scale=torch.zeros(count),
+            reach=torch.zeros(count),
+        )
+
+    @cached_property
+    def basis(self) -> Tensor:
+        """(direction, weight) float32: rows of length 1, upright on each other; or 0."""
+        roots = self.roots.float()
+        rows: Tensor = roots * roots.abs() * self.scale.unsqueeze(1)
+        return rows
 
     def coordinates(self, gradient: Tensor) -> Tensor:
         """A gradient (weight,) as one number a direction; a public one has length 1, usually."""
@@ -86,7 +114,7 @@ class Directions(TensorParts):
     @property
     def rates(self) -> Tensor:
         """How far `step` goes along each for a gradient of 1; not at all where there is none."""
-        count, weights = self.basis.shape
+        count, weights = self.roots.shape
         return self._inverse(self.reach) * math.sqrt(weights / count)
 
     def weights(self, along: Tensor) -> Tensor:

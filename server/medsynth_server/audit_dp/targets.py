@@ -153,7 +153,11 @@ class GuidedTraining:
         """Sum, over the steps, of what was released along the canary's own coordinates."""
         network = deepcopy(self.network)
         parameters = list(network.parameters())
-        watched = _WatchedDirections(basis=self.directions.basis, reach=self.directions.reach)
+        watched = _WatchedDirections(
+            roots=self.directions.roots,
+            scale=self.directions.scale,
+            reach=self.directions.reach,
+        )
         expected = mechanism.sampling_rate * DECLARED
         optimizer = GuidedOptimizer(
             parameters,
