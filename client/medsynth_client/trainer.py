@@ -23,6 +23,7 @@ from medsynth_client.site import Site
 from medsynth_client.site_file import SiteFile
 from medsynth_client.status_file import forget_step
 from medsynth_common import __version__
+from medsynth_common.allocator import keep_freed_memory
 from medsynth_common.durable import sweep
 from medsynth_common.errors import BadConfig, BadMessage, Problem, Refused, WrongAddress
 from medsynth_common.tensors import pack
@@ -187,6 +188,7 @@ def run_trainer(
     one plan at a time.
     """
     torch.set_num_threads(threads)
+    keep_freed_memory()
     # Which kernel runs must not depend on what ran before: the same plan, the same weights.
     torch.use_deterministic_algorithms(True, warn_only=True)
     with ExitStack() as held:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from medsynth_common.allocator import keep_freed_memory
 from medsynth_common.errors import BadConfig, Problem
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def anatomy(
         wanted = f"a multiple of {plan.network.multiple}"
         raise BadConfig(Problem(name="--crop", value=str(crop), wanted=wanted))
     torch.set_num_threads(1)  # sums change with their number, and these nets gain little by more
+    keep_freed_memory()
     recipe = pretrain_anatomy(
         plan, out, public=public or (), workers=workers, device=choose_device(device)
     )
@@ -89,6 +91,7 @@ def models(
 
     _check_name(out)
     torch.set_num_threads(1)  # as above
+    keep_freed_memory()
     recipe = make_models(out, seed=seed, workers=workers)
     typer.echo(_told(out, recipe, as_json=format == "json"))
 

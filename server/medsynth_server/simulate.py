@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from medsynth_common.allocator import keep_freed_memory
 from medsynth_common.release_check.decision import checked_reason
 from medsynth_server.arm import choose_device
 from medsynth_server.budget import accounting, check_budget
@@ -105,6 +106,7 @@ class _Simulation:
 
     def run(self) -> None:
         torch.set_num_threads(self.config.threads)
+        keep_freed_memory()
         torch.use_deterministic_algorithms(True, warn_only=True)
         record = RunLog(self.folder.metrics)
         arms = {Arm.PRIVATE: self.config}

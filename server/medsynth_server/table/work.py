@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from medsynth_common.allocator import keep_freed_memory
 from medsynth_common.learning.volumes import Volume
 from medsynth_common.scoring.measured import Measured
 from medsynth_server.config import RunConfig, Table
@@ -121,6 +122,7 @@ def here() -> Here:
 
 def _begin(work: Work) -> None:
     torch.set_num_threads(1)
+    keep_freed_memory()
     torch.use_deterministic_algorithms(True, warn_only=True)
     _Process.here = Here(work)
 
