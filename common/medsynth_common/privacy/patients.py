@@ -182,17 +182,21 @@ class _Release(DPOptimizer):  # type: ignore[misc]  # opacus ships no types
         self._randomness = randomness
         for parameter in self.params:
             parameter.summed_grad = torch.zeros_like(parameter, dtype=torch.float64)
-        self._scratch = [torch.empty_like(parameter.summed_grad) for parameter in self.params]
+        # One for all, a parameter after the other: as many float64 as the largest has.
+        largest = max(self.params, key=torch.numel)
+        scratch = torch.empty_like(largest, dtype=torch.float64).view(-1)
+        self._scratch = [scratch[: one.numel()].view_as(one) for one in self.params]
 
     def clip_and_accumulate(self) -> None:
         """Add each patient's clipped gradient to the sums."""
         sums = [parameter.summed_grad for parameter in self.params]
         for patient in zip(*self.grad_samples, strict=True):
-            torch._foreach_copy_(self._scratch, list(patient))
-            norms = torch._foreach_norm(self._scratch)
-            factor = self._mechanism.clip_factor(float(torch.stack(norms).norm()))
+            exact = list(zip(self._scratch, patient, strict=True))
+            norms = torch.stack([scratch.copy_(part).norm() for scratch, part in exact])
+            factor = self._mechanism.clip_factor(float(norms.norm()))
             if factor > 0:
-                torch._foreach_add_(sums, self._scratch, alpha=factor)
+                for total, (scratch, part) in zip(sums, exact, strict=True):
+                    total.add_(scratch.copy_(part), alpha=factor)
 
     def add_noise(self) -> None:
         """Make each parameter's gradient of its sum and noise."""
