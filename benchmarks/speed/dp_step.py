@@ -27,7 +27,7 @@ from medsynth_common.allocator import keep_freed_memory
 
 #: A private step may cost this many non-private ones.
 BAR: Final = 1.1
-ROUNDS: Final = 3
+ROUNDS: Final = 5
 WAYS: Final[Mapping[str, Callable[[nn.Module, Tensor], Step]]] = {
     "non-private": dp_ways.plain,
     "ours": dp_ways.ours,
