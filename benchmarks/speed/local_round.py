@@ -23,6 +23,7 @@ from benchmarks import results
 from benchmarks.results import Cell, Goal
 from medsynth_client.order import Order
 from medsynth_client.stages import WORK
+from medsynth_common.allocator import keep_freed_memory
 from medsynth_common.networks import NetworkSettings
 from medsynth_common.plan import Stage
 from medsynth_common.privacy.mechanism import Gaussian
@@ -137,6 +138,7 @@ def training(networks: NetworkSettings, mechanism: Gaussian) -> float:
 
 def _train(networks: NetworkSettings, mechanism: Gaussian) -> float:
     torch.set_num_threads(1)
+    keep_freed_memory()  # as a trainer does
     config = configured(sites=1, rounds=1, channels=networks.segmenter_channels, patients=2)
     weights = Model.fresh(networks, seed=1).part("segmenter")
     asking = Asking(run="benchmark", config=config, public_seed=1)
