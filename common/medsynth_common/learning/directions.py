@@ -93,9 +93,8 @@ class Directions(TensorParts):
     @cached_property
     def basis(self) -> Tensor:
         """(direction, weight) float32: rows of length 1, upright on each other; or 0."""
-        roots = self.roots.float()
-        rows: Tensor = roots * roots.abs() * self.scale.unsqueeze(1)
-        return rows
+        rows = self.roots.float()  # in place from here on: there may be hundreds of megabytes
+        return rows.mul_(self.roots.abs()).mul_(self.scale.unsqueeze(1))
 
     def coordinates(self, gradient: Tensor) -> Tensor:
         """A gradient (weight,) as one number a direction; a public one has length 1, usually."""
