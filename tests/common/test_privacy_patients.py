@@ -215,6 +215,14 @@ def test_a_step_is_exactly_what_was_promised(
     check(ours, make_case(make, dimensions, torch.float32), 1e-5)
 
 
+def test_weights_may_lie_in_memory_in_any_order() -> None:
+    case = make_case(critic, 2)
+    for weight in case.network.parameters():
+        if weight.dim() == 4:
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+    check_it_is_its_definition(ours, case)
+
+
 def in_bfloat16(case: Case, randomness: Randomness) -> Tensor:
     recorder = Recorder(case.network.parameters())
     PatientOptimizer(

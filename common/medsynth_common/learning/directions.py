@@ -18,6 +18,7 @@ from functools import cached_property
 from typing import Final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from medsynth_common.errors import MedsynthError
@@ -65,11 +66,8 @@ class Directions(TensorParts):
         mixes = mixes.flip(1)[:, :count] * there
         rows = (mixes / (reach + ~there) / len(gradients) ** 0.5).T.to(gradients) @ gradients
         missing = count - len(rows)
-        rows, reach = (
-            torch.cat([part, part.new_zeros(missing, *part.shape[1:])])
-            for part in (rows, reach * there)
-        )
-        return cls.along(rows, reach.float())
+        reach = F.pad(reach * there, (0, missing))
+        return cls.along(F.pad(rows, (0, 0, 0, missing)), reach.float())
 
     @classmethod
     def along(cls, rows: Tensor, reach: Tensor) -> "Directions":

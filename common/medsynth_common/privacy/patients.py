@@ -183,8 +183,8 @@ class _Release(DPOptimizer):  # type: ignore[misc]  # opacus ships no types
         for parameter in self.params:
             parameter.summed_grad = torch.zeros_like(parameter, dtype=torch.float64)
         # One for all, a parameter after the other: as many float64 as the largest has.
-        largest = max(self.params, key=torch.numel)
-        scratch = torch.empty_like(largest, dtype=torch.float64).view(-1)
+        largest = max(one.numel() for one in self.params)
+        scratch = torch.empty(largest, dtype=torch.float64, device=self.params[0].device)
         self._scratch = [scratch[: one.numel()].view_as(one) for one in self.params]
 
     def clip_and_accumulate(self) -> None:

@@ -3,8 +3,8 @@
 oneDNN, with which torch convolves on the CPU, gets the gradient of a kernel that is longer than
 its image along an axis wrong in bfloat16: parts of it are whatever lay in memory before, another
 patient's numbers perhaps. (Found with torch 2.13 on a processor with avx512_bf16, in 2D and 3D,
-transposed or not; of all other kernels, and of all in float32, it is right.) A patient's gradient
-must be of that patient alone, so such convolutions are computed in float32.
+transposed or not; all other kernels that were tried, and all in float32, were right.) A patient's
+gradient must be of that patient alone, so such convolutions are computed in float32.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
