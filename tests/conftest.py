@@ -23,8 +23,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.xdist_group(name))
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
+@pytest.hookimpl(tryfirst=True)  # before what tests of a module share is made, too
+def pytest_runtest_setup() -> None:
     """Sums change with the number of threads, which a command that a test ran may have set."""
     torch.set_num_threads(1)
 
