@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from federation.in_process import SmallFederation
 from medsynth_common.plan import MomentsSettings, Stage
 from medsynth_common.wire.records import plan_to_records
 from medsynth_server.engines import local
-from medsynth_server.engines.local import LocalGrid, WorkerSettings
+from medsynth_server.engines.local import LocalGrid, Worker, WorkerSettings
 from medsynth_server.flower import train_message
 from medsynth_server.stages.asking import Asking
 from tiny_run import same_tensors, tiny_config
@@ -121,6 +122,13 @@ def _check_flowers_other_way_to_ask(grid: LocalGrid) -> None:
     assert message.metadata.dst_node_id == node
     grid.set_run(grid.run)
     assert grid.run.run_id == 1
+
+
+def test_trainers_end_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    together = threading.Barrier(2, timeout=30)  # raises where one has to wait for the other
+    monkeypatch.setattr(Worker, "stop", lambda _: together.wait())
+    with _grid([tmp_path / "site-1", tmp_path / "site-2"], tmp_path, workers=2) as grid:
+        assert len(grid.workers) == 2
 
 
 def test_a_trainer_that_cannot_start_is_not_waited_for(
