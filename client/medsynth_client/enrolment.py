@@ -48,7 +48,7 @@ patients = [
 ]
 
 [source.data]
-# How files are named, where they are not named as in BraTS; see docs/configuration.md.
+# How files are named, where they are not named as in BraTS; see docs/data.md.
 # contrasts = {{ t1 = "*_t1.nii.gz", t1gd = "*_t1ce.nii.gz", t2 = "*_t2.nii.gz" }}
 # tumour = "*_seg.nii.gz"
 
@@ -59,7 +59,7 @@ delta = {delta:g}
 # Strike out a stage, and plans of that kind are refused.
 stages = ["moments", "segment", "adversarial"]
 minimum_patients = {minimum}
-# Synthetic images leave only where this is true.
+# No stage asks for images yet; one that does is refused where this is false.
 synthetic_may_leave = false
 # Largest single release, bytes, and the longest run.
 maximum_bytes = 268435456

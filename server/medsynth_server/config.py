@@ -218,6 +218,8 @@ class RunConfig(Value):
             raise ValueError("pretrain.start 'shipped' has the sizes of networks of preset 'cpu'")
         if self.metrics.enabled and not self.segment.enabled:
             raise ValueError("metrics measure the federated segmenter, and segment is not enabled")
+        if self.federation.strategy == "fedprox" and not self.segment.proximal:
+            raise ValueError("strategy 'fedprox' is fedavg unless segment.proximal is above 0")
         return self
 
 

@@ -49,6 +49,14 @@ def test_an_unknown_key_comes_with_the_nearest_known_one(
     assert f"such as '{nearest}" in wanted
 
 
+def test_fedprox_wants_its_pull() -> None:
+    fedprox = {"federation": {"strategy": "fedprox"}}
+    ((value, wanted),) = _problems(fedprox).values()
+    assert value == "settings that do not go together"
+    assert "segment.proximal" in wanted
+    parse_config({**fedprox, "segment": {"proximal": 0.1}}, name="settings")
+
+
 def test_an_unknown_key_that_is_like_none_gets_no_hint() -> None:
     assert _problems({"zzz": 1})["zzz"][1] == "a known key"
 

@@ -46,7 +46,7 @@ deadline = 3600.0            # seconds for a round's answers
 
 [run.privacy]
 epsilon = 8.0                # what this run asks of a patient; every site has its own cap
-delta = 1e-3
+delta = 1e-4                 # at most the smallest in any site's policy
 """
 
 
