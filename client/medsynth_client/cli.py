@@ -33,6 +33,7 @@ SiteFolder = Annotated[Path, typer.Argument(help="A site's folder.")]
 WatchParent = Annotated[
     bool, typer.Option(help="Stop when standard input closes, as it does when a parent dies.")
 ]
+Rehearsal = Annotated[bool, typer.Option(hidden=True, help="Allow noise that can be repeated.")]
 LogFormat = Annotated[Literal["text", "json"], typer.Option(help="How log lines are written.")]
 
 
@@ -71,6 +72,7 @@ def trainer(
     shared: Annotated[
         bool, typer.Option(help="Hold a site for one plan at a time: other trainers may share it.")
     ] = False,
+    rehearsal: Rehearsal = False,
     log_format: LogFormat | None = None,
 ) -> None:
     """Hold a site's patients and carry out plans that arrive on a Unix socket.
@@ -95,6 +97,7 @@ def trainer(
         watch_parent=watch_parent,
         group=None if socket_group is None else group_of(socket_group),
         shared=shared,
+        rehearsal=rehearsal,
     )
 
 
@@ -226,6 +229,7 @@ def run(
     site: SiteFolder,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of the trainer.")] = 1,
+    rehearsal: Rehearsal = False,
     watch_parent: WatchParent = False,
     log_format: LogFormat = "text",
 ) -> None:
@@ -240,7 +244,7 @@ def run(
     start_logging(site, "run", format=log_format)
     if watch_parent:
         end_with_parent()
-    run_site(site, device=device, threads=threads, log_format=log_format)
+    run_site(site, device=device, threads=threads, log_format=log_format, rehearsal=rehearsal)
 
 
 @app.command()

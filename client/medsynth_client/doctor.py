@@ -70,6 +70,8 @@ def examine(folder: Path) -> Iterator[Finding]:
         site, card = SiteFile.load(folder / "site.toml"), load_card(folder)
     except BadConfig:
         return  # told above; without them there is nobody to ask
+    if problem := site.rehearsal_problem:
+        yield Finding(name="simulation_seed", verdict="bad", found=str(problem))
     yield _data(site)
     yield from _way(folder, site, card)
 

@@ -36,6 +36,14 @@ class Kept:
     update: Mapping[str, Tensor] = field(default_factory=dict)
     state: Mapping[str, Tensor] = field(default_factory=dict)
 
+    def state_of(self, run: str) -> Mapping[str, Tensor]:
+        """Training state, where it is this run's.
+
+        Another run's would be of networks of other sizes, and its releases would enter this run's
+        weights, which the ledger tells apart.
+        """
+        return self.state if self.header is not None and self.header.run == run else {}
+
 
 class Keeping:
     """The file that holds a site's memory."""

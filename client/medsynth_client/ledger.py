@@ -173,6 +173,11 @@ class Ledger:
             heads = self._append(connection, *reservations)
         return list(map(_receipt, reservations, heads))
 
+    def require_room(self, mechanisms: Sequence[Mechanism]) -> None:
+        """Raise BudgetExhausted where `reserve_all` would; nothing is charged."""
+        with self._writing():
+            self._within_cap([_charge_of(mechanism) for mechanism in mechanisms])
+
     def confirm(self, receipt: Receipt, *, release_sha256: str) -> None:
         """Note that the reserved release went out.
 
@@ -200,6 +205,15 @@ class Ledger:
         """Epsilon at the ledger's delta of the patient charged most; infinite if unprotected."""
         with self._writing():
             return self._worst()
+
+    def spent_on(self, project: str) -> float:
+        """Epsilon of all that was charged for a run, to a patient who took part in all of it.
+
+        It depends on the run's plans and not on who the patients are, so it may be told to anyone;
+        `spent` may not: who joins or leaves can change it.
+        """
+        with self._writing():
+            return self._epsilon_of(self._record.spending.all_of(project), self.delta)
 
     def statement(self) -> list[StatementLine]:
         """List what was charged, per project and mechanism, over all data sets."""

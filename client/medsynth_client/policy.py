@@ -13,7 +13,7 @@ forbids it, before any patient's data is touched.
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import chain
-from math import isinf
+from math import isinf, prod
 from typing import Annotated, Any, Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -45,6 +45,8 @@ class SitePolicy(BaseModel):
         maximum_steps: most private steps in one round.
         maximum_rounds: last round of a stage that is answered.
         maximum_voxels: largest grid a plan may ask patients to be prepared on.
+        minimum_side: smallest side of such a grid, in voxels. On a coarser one nothing is left of
+            a patient of few thin slices, and the error would say that there is one.
         retention_days: how long prepared patients and training state are kept after their last
             use. Ledger and audit log are kept for ever.
         allow_unprotected: lets mechanisms without noise pass. For simulations only.
@@ -66,6 +68,7 @@ class SitePolicy(BaseModel):
     maximum_steps: int = Field(default=10_000, ge=1)
     maximum_rounds: int = Field(default=1_000, ge=1)
     maximum_voxels: int = Field(default=256**3, ge=1)
+    minimum_side: int = Field(default=24, ge=1)
     retention_days: int = Field(default=3_650, ge=1)
     allow_unprotected: bool = False
 
@@ -88,7 +91,7 @@ def check_plan(
     round: int,
     mechanisms: Sequence[Mechanism],
     patients: int,
-    voxels: int,
+    grid: Sequence[int],
 ) -> None:
     """Raise PolicyRefusal unless the site allows this; told are all keys that forbid it.
 
@@ -100,7 +103,7 @@ def check_plan(
         round=round,
         mechanisms=mechanisms,
         patients=patients,
-        voxels=voxels,
+        grid=grid,
     )
     if problems:
         raise PolicyRefusal("\n".join(map(str, problems)))
@@ -113,12 +116,13 @@ def plan_problems(
     round: int,
     mechanisms: Sequence[Mechanism],
     patients: int,
-    voxels: int,
+    grid: Sequence[int],
 ) -> list[Problem]:
     """List what forbids a plan, each named for the policy's key."""
     return [
         *_stage_problems(policy, stage),
-        *_size_problems(policy, round, patients, voxels),
+        *_size_problems(policy, round, patients),
+        *_grid_problems(policy, grid),
         *chain.from_iterable(_mechanism_problems(policy, one) for one in mechanisms),
     ]
 
@@ -131,16 +135,22 @@ def _stage_problems(policy: SitePolicy, stage: str) -> Iterator[Problem]:
         yield Problem(name="synthetic_may_leave", value="synthetic images", wanted="none to leave")
 
 
-def _size_problems(policy: SitePolicy, round: int, patients: int, voxels: int) -> Iterator[Problem]:
+def _size_problems(policy: SitePolicy, round: int, patients: int) -> Iterator[Problem]:
     if not 0 <= round <= policy.maximum_rounds:
         wanted = f"round 0 to {policy.maximum_rounds}"
         yield Problem(name="maximum_rounds", value=f"round {round}", wanted=wanted)
     if patients < policy.minimum_patients:
         wanted = f"at least {policy.minimum_patients}"
         yield Problem(name="minimum_patients", value=f"{patients} patients", wanted=wanted)
-    if voxels > policy.maximum_voxels:
+
+
+def _grid_problems(policy: SitePolicy, grid: Sequence[int]) -> Iterator[Problem]:
+    if (voxels := prod(grid)) > policy.maximum_voxels:
         wanted = f"at most {policy.maximum_voxels}"
         yield Problem(name="maximum_voxels", value=f"a grid of {voxels} voxels", wanted=wanted)
+    if (side := min(grid)) < policy.minimum_side:
+        wanted = f"at least {policy.minimum_side}"
+        yield Problem(name="minimum_side", value=f"a grid with a side of {side}", wanted=wanted)
 
 
 def _mechanism_problems(policy: SitePolicy, mechanism: Mechanism) -> Iterator[Problem]:

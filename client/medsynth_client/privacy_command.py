@@ -58,7 +58,7 @@ def plan_cost(record: SiteRecord, plan: PlanHeader) -> dict[str, Any]:
         round=plan.round,
         mechanisms=plan.mechanisms,
         patients=record.file.declared_patients,
-        voxels=math.prod(plan.grid),
+        grid=plan.grid,
     )
     if plan.site != record.file.name:
         problems.append(Problem(name="site", value=plan.site, wanted=record.file.name))

@@ -97,6 +97,9 @@ class Site:
             if kept.plan_digest == digest and kept.header is not None:  # 2. look
                 return seal_answer(update_from_tensors(kept.header, kept.update))
             self._check(plan)  # 3. check
+            if header.grid not in self._patients:
+                # How long that takes tells how many they are: not to a plan that costs too much.
+                self._ledger.require_room(header.mechanisms)
             self.patients(header.grid)  # files that cannot be read are not paid for
             receipts = self._charge(plan, digest)  # 4. charge
             outcome = self._train(plan, digest, kept)  # 5. train
@@ -138,7 +141,7 @@ class Site:
             round=header.round,
             mechanisms=header.mechanisms,
             patients=self.file.declared_patients,
-            voxels=math.prod(header.grid),
+            grid=header.grid,
         )
         check_plan_form(plan)
         # A run's stage goes forward. An old plan would be charged again, and would train what
@@ -167,7 +170,7 @@ class Site:
                     weights=plan.weights,
                     patients=self.patients(plan.header.grid),
                     declared=self.file.declared_patients,
-                    state=kept.state,
+                    state=kept.state_of(plan.header.run),
                     randomness=self._randomness(plan, digest),
                     device=self._device,
                     tell_step=tell_step,
@@ -195,7 +198,7 @@ class Site:
         )
 
     def _update(self, plan: RoundPlan, digest: str, outcome: Outcome) -> SiteUpdate:
-        spent = self._ledger.spent()
+        spent = self._ledger.spent_on(plan.header.run)
         header = UpdateHeader(
             run=plan.header.run,
             site=self.file.name,
@@ -206,6 +209,7 @@ class Site:
             epsilon=spent if math.isfinite(spent) else None,
             cap=cap if math.isfinite(cap := self._policy.epsilon_cap) else None,
             delta=self._policy.delta,
+            rehearsal=self.file.simulation_seed is not None,
         )
         weights = rounded(outcome.weights, answered_weights(plan), plan.header.update_bits)
         return SiteUpdate(header=header, weights=weights, own=outcome.own)

@@ -54,6 +54,18 @@ class SiteFile(Value):
     connection: ConnectionSettings = ConnectionSettings()
     simulation_seed: int | None = Field(default=None, ge=0, lt=2**62)
 
+    @property
+    def rehearsal_problem(self) -> Problem | None:
+        """What keeps this from being a hospital: noise that whoever knows the seed can repeat."""
+        if self.simulation_seed is None or self.coordinator_key is None:
+            return None  # without a coordinator beyond this machine it is a simulation
+        return Problem(
+            name="site.toml: simulation_seed",
+            value=str(self.simulation_seed),
+            wanted="no seed: noise that can be repeated protects nobody",
+            mend="remove it",
+        )
+
     @classmethod
     def load(cls, path: Path) -> "SiteFile":
         """Read and check the file. Raises `BadConfig` with every problem in it."""

@@ -79,6 +79,7 @@ class Spending:
         self._datasets_of: defaultdict[str, set[str]] = defaultdict(set)
         self._steps: defaultdict[str, Counter[Kind]] = defaultdict(Counter)
         self._charges: list[tuple[str, str, Charge]] = []  # data set, project, charge
+        self._of_project: defaultdict[str, Counter[Kind]] = defaultdict(Counter)
 
     def knows(self, dataset: str) -> bool:
         """Say whether the data set was registered, or is everyone."""
@@ -94,6 +95,7 @@ class Spending:
         """Add a charge to all members of a data set."""
         self._steps[dataset][charge.kind] += charge.steps
         self._charges.append((dataset, project, charge))
+        self._of_project[project][charge.kind] += charge.steps
 
     @property
     def datasets(self) -> int:
@@ -127,6 +129,10 @@ class Spending:
         return max(
             epsilon_of(self._total(history, extra), delta) for history in self._histories(dataset)
         )
+
+    def all_of(self, project: str) -> tuple[Spent, ...]:
+        """All that was charged for a project, to whichever data set."""
+        return _steps_of(self._of_project.get(project, Counter()))
 
     def statement(self) -> list[StatementLine]:
         """Add up the charges per project and mechanism, in order of first appearance."""
@@ -164,10 +170,14 @@ class Spending:
             total += self._steps.get(dataset, Counter())
         for charge in extra:
             total[charge.kind] += charge.steps
-        return tuple(
-            Spent(noise_multiplier=noise, sampling_rate=rate, steps=steps)
-            for (noise, rate), steps in sorted(total.items())
-        )
+        return _steps_of(total)
+
+
+def _steps_of(total: Counter[Kind]) -> tuple[Spent, ...]:
+    return tuple(
+        Spent(noise_multiplier=noise, sampling_rate=rate, steps=steps)
+        for (noise, rate), steps in sorted(total.items())
+    )
 
 
 def epsilon_of(spent: Sequence[Spent], delta: float) -> float:

@@ -101,20 +101,23 @@ class Child:
         self.process = None
 
 
-def run_site(folder: Path, *, device: str, threads: int, log_format: LogFormat) -> None:
-    """Run a site until SIGTERM or SIGINT.
+def run_site(
+    folder: Path, *, device: str, threads: int, log_format: LogFormat, rehearsal: bool = False
+) -> None:
+    """Run a site until SIGTERM or SIGINT; in a `rehearsal` its noise may be a seed's.
 
     Raises:
         BadConfig: the folder is no whole site, or the site runs already.
         SystemExit: a process ended for good, and has said why; with its exit code.
 
     """
-    _check(folder)
+    _check(folder, rehearsal=rehearsal)
     # Back to as it was: whoever starts us in the background may have had it ignored.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
     with _alone(folder), _socket_folder() as sockets:
-        children = _children(folder, sockets / "trainer.sock", device, threads, log_format)
+        allowed = ("--rehearsal",) if rehearsal else ()
+        children = _children(folder, sockets / "trainer.sock", device, threads, log_format, allowed)
         status = StatusFile(folder, "run")
         status.begin(phase="running", started=time.time(), socket=str(sockets / "trainer.sock"))
         try:
@@ -154,12 +157,17 @@ def _note(child: Child, code: int, status: StatusFile) -> None:
 
 
 def _children(
-    folder: Path, socket: Path, device: str, threads: int, log_format: LogFormat
+    folder: Path,
+    socket: Path,
+    device: str,
+    threads: int,
+    log_format: LogFormat,
+    allowed: Sequence[str],
 ) -> list[Child]:
     program = (sys.executable, "-m", "medsynth_client")
     common = ("--socket", str(socket), "--log-format", log_format, "--watch-parent")
     compute = ("--device", device, "--threads", str(threads))
-    trainer = (*program, "trainer", "--site", str(folder), *common, *compute, "--isolate")
+    trainer = (*program, "trainer", "--site", str(folder), *common, *compute, *allowed, "--isolate")
     node = (*program, "node", str(folder), *common)
     return [
         Child(name="trainer", command=trainer),
@@ -167,9 +175,11 @@ def _children(
     ]
 
 
-def _check(folder: Path) -> None:
+def _check(folder: Path, *, rehearsal: bool) -> None:
     """Tell what is missing or wrong before anything is started."""
     site = SiteFile.load(folder / "site.toml")
+    if not rehearsal and (problem := site.rehearsal_problem):
+        raise BadConfig(problem)
     if site.coordinator_key is None:
         wanted = "the key of the coordinator that this site obeys"
         mend = "make the site with `medsynth-client init`"

@@ -181,11 +181,12 @@ def run_trainer(
     watch_parent: bool,
     group: int | None = None,
     shared: bool = False,
+    rehearsal: bool = False,
 ) -> None:
     """Serve until told to stop; with `watch_parent`, until standard input closes.
 
     `group` may call too, besides this user: a node of another user's. `shared` sites are held for
-    one plan at a time.
+    one plan at a time. In a `rehearsal` a hospital's noise may be a seed's.
     """
     torch.set_num_threads(threads)
     keep_freed_memory()
@@ -194,6 +195,8 @@ def run_trainer(
     with ExitStack() as held:
         for folder in () if shared else folders:
             site = SiteFile.load(folder / "site.toml")  # a mistyped folder is told, not made
+            if not rehearsal and (problem := site.rehearsal_problem):
+                raise BadConfig(problem)
             # One trainer a site: one whose parent died may still be ending.
             held.enter_context(exclusive(folder / TRAINER, timeout=_TAKE_OVER_SECONDS))
             sweep(folder)

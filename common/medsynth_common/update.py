@@ -27,10 +27,11 @@ class UpdateHeader(Value):
     Attributes:
         plan_digest: which plan this answers.
         declared_patients: the site's public size, its weight in an average (not its true count).
-        epsilon: what the site has spent in all, when it chooses to show it; None when training
-            without privacy.
-        cap: the site's lifetime cap, shown likewise.
+        epsilon: what this run has cost a patient who took part in all of it, by the site's ledger;
+            None when training without privacy. It depends on the run's plans alone.
+        cap: the site's lifetime cap, over all runs; None likewise.
         delta: the failure probability that epsilon is stated with.
+        rehearsal: the noise can be repeated, and protects nobody.
 
     """
 
@@ -43,6 +44,7 @@ class UpdateHeader(Value):
     epsilon: float | None = Field(default=None, ge=0)
     cap: float | None = Field(default=None, gt=0)
     delta: float = Field(gt=0, lt=1)
+    rehearsal: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

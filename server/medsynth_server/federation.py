@@ -307,6 +307,7 @@ def _told(update: SiteUpdate) -> Told:
         cap=header.cap,
         delta=header.delta,
         patients=header.declared_patients,
+        rehearsal=header.rehearsal,
     )
 
 

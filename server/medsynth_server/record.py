@@ -69,13 +69,14 @@ class NoisedMetric(_Frozen):
 
 
 class Told(_Frozen):
-    """What a site chose to say of its privacy beside an answer, by its own ledger.
+    """What a site said of its privacy beside an answer, by its own ledger.
 
     Attributes:
-        epsilon: spent in all; null without a bound, or where the site keeps it to itself.
-        cap: the most it allows; null likewise.
+        epsilon: of this run; null without a bound.
+        cap: the most it allows for life; null likewise.
         delta: the probability that epsilon does not speak for.
         patients: its declared size.
+        rehearsal: its noise can be repeated.
 
     """
 
@@ -83,6 +84,7 @@ class Told(_Frozen):
     cap: float | None = Field(default=None, gt=0)
     delta: float = Field(gt=0, lt=1)
     patients: Count
+    rehearsal: bool = False
 
 
 class RoundEvent(_Frozen):

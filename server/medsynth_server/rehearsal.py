@@ -93,7 +93,7 @@ def _hospital(site: Path, logs: Path, device: str) -> Iterator[None]:
     with (logs / f"{site.name}.log").open("ab") as log:
         process = subprocess.Popen(
             # However this process ends, the hospital's standard input then closes, and it ends too.
-            [*command, "--threads", "1", "--watch-parent"],
+            [*command, "--threads", "1", "--rehearsal", "--watch-parent"],
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -28,7 +28,7 @@ def plan(**changes: object) -> dict[str, object]:
         "sampling_rate": 0.1,
         "steps": 50,
     }
-    rest = {"stage": "segment", "round": 3, "patients": 20, "voxels": 48**3}
+    rest = {"stage": "segment", "round": 3, "patients": 20, "grid": (48, 48, 48)}
     of_mechanism = {key: value for key, value in changes.items() if key in mechanism}
     of_rest = {key: value for key, value in changes.items() if key not in mechanism}
     return rest | of_rest | {"mechanisms": [SimpleNamespace(**(mechanism | of_mechanism))]}
@@ -48,7 +48,7 @@ def test_no_cap_only_where_nothing_is_protected() -> None:
 
 def test_a_plan_within_the_policy_passes() -> None:
     ask(policy())
-    check_plan(policy(), stage="moments", round=10, mechanisms=(), patients=20, voxels=8)
+    check_plan(policy(), stage="moments", round=10, mechanisms=(), patients=20, grid=(24, 24, 24))
     ask(policy(allow_unprotected=True), noise_multiplier=0.0, clip=math.inf)
 
 
@@ -96,7 +96,7 @@ def test_synthetic_images_leave_only_when_the_site_says_so() -> None:
             round=1,
             mechanisms=(),
             patients=20,
-            voxels=8,
+            grid=(24, 24, 24),
         )
     allowed = policy(stages=stages, synthetic_may_leave=True)
-    check_plan(allowed, stage="synthesize", round=1, mechanisms=(), patients=20, voxels=8)
+    check_plan(allowed, stage="synthesize", round=1, mechanisms=(), patients=20, grid=(24, 24, 24))

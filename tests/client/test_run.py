@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from federation.hospital import make_hospital
+from medsynth_client.doctor import examine
 from medsynth_client.hash_chain import exclusive
 from medsynth_client.isolation import cannot_isolate
 from medsynth_client.logs import start_logging
@@ -68,6 +69,19 @@ def test_a_site_without_a_coordinator_s_key_is_not_run(folder: Path) -> None:
     file.write_text("\n".join(line for line in lines if not line.startswith("coordinator_key")))
     with pytest.raises(BadConfig, match="coordinator_key: got nothing"):
         start(folder)
+
+
+def test_a_hospital_s_noise_is_no_seed_s(folder: Path) -> None:
+    file = folder / "site.toml"
+    file.write_text("simulation_seed = 7\n" + file.read_text())
+    for begin in (start, begin_trainer):
+        with pytest.raises(BadConfig, match="simulation_seed: got 7, wanted no seed"):
+            begin(folder)
+    assert "simulation_seed" in {one.name for one in examine(folder) if one.verdict == "bad"}
+
+
+def begin_trainer(folder: Path) -> None:
+    run_trainer([folder], folder / "t.sock", device="cpu", threads=1, watch_parent=True)
 
 
 def test_a_child_is_started_again_later_each_time() -> None:

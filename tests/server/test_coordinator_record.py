@@ -65,6 +65,18 @@ def test_the_statement_says_what_each_site_said_last_and_what_it_answered(tmp_pa
     assert notes == ["No epsilon was told by silent: ask them for it."]
 
 
+def test_a_site_whose_noise_is_a_rehearsal_s_is_told(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    log = RunLog(folder.metrics)
+    log.append(a_round(Stage.MOMENTS, 1, {"a": 1.0}))
+    seeded = Told(epsilon=1.0, cap=10.0, delta=1e-3, patients=3, rehearsal=True)
+    log.append(a_round(Stage.MOMENTS, 2, {"a": 2.0}).model_copy(update={"told": {"b": seeded}}))
+    state_told_privacy(folder, tiny_config(), public_model(), log=log)
+    statement = read_privacy(folder.privacy)
+    assert statement is not None
+    assert statement.seeded
+
+
 def test_without_privacy_the_statement_says_so(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     log = RunLog(folder.metrics)

@@ -49,7 +49,7 @@ class HeadCritic:
         for _ in order.steps("critic", mechanism.steps):
             chosen = poisson_sample(len(order.patients), mechanism.sampling_rate, order.randomness)
             optimizer.step(
-                [self._real_loss(index) for index in chosen], lambda: self._fake_loss(*fakes())
+                (self._real_loss(index) for index in chosen), lambda: self._fake_loss(*fakes())
             )
 
     def loss(self, classes: Tensor, image: Tensor) -> Tensor:

@@ -176,7 +176,7 @@ class _GeneratorTraining:
                 chosen = poisson_sample(
                     len(patients), mechanism.sampling_rate, self.order.randomness
                 )
-                losses = [self.paired_loss(patients[index]) for index in chosen]
+                losses = (self.paired_loss(patients[index]) for index in chosen)
                 optimizer.step(losses, self.public_loss if self.has_public_loss else None)
 
 

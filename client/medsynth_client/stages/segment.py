@@ -52,7 +52,8 @@ def train_segmenter(order: Order) -> Outcome:
 
     for _ in order.steps("segmenter", mechanism.steps):
         chosen = poisson_sample(len(order.patients), mechanism.sampling_rate, order.randomness)
-        take_step([loss_of(order.patients[index]) for index in chosen])
+        # One after the other: memory must not tell how many they are.
+        take_step(loss_of(order.patients[index]) for index in chosen)
     return Outcome(
         weights=with_prefix("segmenter", state_of(segmenter)),
         own={},

@@ -1,7 +1,7 @@
 """`privacy.json` of a real federation: what each site told of its own ledger, and no more.
 
 The coordinator knows which mechanisms it asked for and which rounds were answered. What they cost
-a patient, with all that the site did for others, only the site's ledger knows.
+a patient, with rounds that were charged and lost, only the site's ledger knows.
 """
 
 from collections.abc import Sequence
@@ -53,8 +53,9 @@ def state_told_privacy(folder: RunFolder, config: RunConfig, public: Model, *, l
         if site not in silent
     }
     arms = {Arm.PRIVATE: ArmPrivacy(protected=protected, sites=sites)}
-    # The run's seed is of public things alone; a site draws its noise from its own system.
-    write_privacy(folder.privacy, PrivacyStatement(seeded=False, arms=arms))
+    # The run's seed is of public things alone; a site says itself where its noise is a rehearsal's.
+    seeded = any(said.rehearsal for said in told.values())
+    write_privacy(folder.privacy, PrivacyStatement(seeded=seeded, arms=arms))
 
 
 def _asked(
