@@ -2,6 +2,7 @@
 
     python -m benchmarks.utility small              part of `make bench`
     python -m benchmarks.utility medium             hours; it goes on where it was stopped
+    python -m benchmarks.utility hundred            a hundred patients a site, and fewer rows
     python -m benchmarks.utility full               days without a GPU
     python -m benchmarks.utility small --development   where settings are chosen
 
@@ -66,7 +67,7 @@ def _rows(preset: Preset, seed: int, public: Model, only: str) -> Iterator[tuple
     comparison = Comparison(preset, seed, preset.patients(seed), public, kept)
     about = kept.about(public, repr(preset))
     for name, make in comparison.rows.items():
-        if only in name:
+        if only in name and (not preset.rows or name in preset.rows):
             yield name, kept.row(name, about, make)
 
 
