@@ -73,7 +73,7 @@ def test_an_update_holds_nothing_but_its_receipt() -> None:
     assert update(epsilon=1.5, cap=8.0).cap == 8.0
     assert set(UpdateHeader.model_fields) == {
         *("run", "site", "stage", "round", "plan_digest"),
-        *("declared_patients", "epsilon", "cap", "delta"),
+        *("declared_patients", "epsilon", "cap", "delta", "rehearsal"),
     }
 
 

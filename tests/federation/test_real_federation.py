@@ -103,7 +103,10 @@ def test_a_federation_that_is_stopped_and_killed_ends_with_the_weights_of_a_simu
             assert server("run", federation).returncode == 4  # one coordinator a federation
             hospitals = [
                 held.enter_context(
-                    running(["medsynth_client", "run", tmp_path / name], tmp_path / f"{name}.log")
+                    running(
+                        ["medsynth_client", "run", tmp_path / name, "--rehearsal"],
+                        tmp_path / f"{name}.log",
+                    )
                 )
                 for name in SITES
             ]
@@ -134,6 +137,7 @@ def test_a_federation_that_is_stopped_and_killed_ends_with_the_weights_of_a_simu
     assert not (run / "samples.safetensors").exists()
     statement = read_privacy(run / "privacy.json")
     assert statement is not None
+    assert statement.seeded  # as the hospitals say themselves
     for name in SITES:
         # Told by the site, and what its ledger says: nothing was charged twice.
         said = statement.arms[Arm.PRIVATE].sites[name]
