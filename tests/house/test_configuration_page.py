@@ -1,4 +1,4 @@
-"""docs/configuration.md has all keys of a run and their defaults; docs/data.md all of `[data]`."""
+"""Pages of settings are whole: configuration.md, data.md and hospital.md have every key."""
 
 import re
 import tomllib
@@ -8,6 +8,7 @@ from typing import Final
 
 from pydantic import BaseModel
 
+from medsynth_client.policy import SitePolicy
 from medsynth_common.dataset import DataConfig
 from medsynth_server.config import Privacy, RunConfig, parse_config
 
@@ -56,3 +57,10 @@ def test_the_page_has_every_key() -> None:
 def test_the_page_about_data_has_every_key() -> None:
     page = (_DOCS / "data.md").read_text(encoding="utf-8")
     assert [key for key in DataConfig.model_fields if f"| `{key}` |" not in page] == []
+
+
+def test_the_page_for_hospitals_has_every_key_of_a_policy() -> None:
+    page = (_DOCS / "hospital.md").read_text(encoding="utf-8")
+    table = [line.split(" | ")[0] for line in page.splitlines() if line.startswith("| `")]
+    said = "".join(table)
+    assert [key for key in SitePolicy.model_fields if f"`{key}`" not in said] == []
