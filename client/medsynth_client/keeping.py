@@ -1,7 +1,7 @@
-"""What a site remembers between rounds: its last answer and its training state, in one file.
+"""What a site remembers of each run between rounds: its last answer and its training state.
 
-One file, because they must be true together: after a crash the site either has answered a plan
-and moved on, or has done neither.
+One file a run, because they must be true together: after a crash the site either has answered a
+plan and moved on, or has done neither.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from medsynth_common.update import UpdateHeader
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
-    """A site's memory.
+    """A site's memory of one run.
 
     Attributes:
         plan_digest: of the plan that was answered last; empty before the first.
@@ -36,60 +36,63 @@ class Kept:
     update: Mapping[str, Tensor] = field(default_factory=dict)
     state: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def state_of(self, run: str) -> Mapping[str, Tensor]:
-        """Training state, where it is this run's.
-
-        Another run's would be of networks of other sizes, and its releases would enter this run's
-        weights, which the ledger tells apart.
-        """
-        return self.state if self.header is not None and self.header.run == run else {}
-
 
 class Keeping:
-    """The file that holds a site's memory."""
+    """The folder that holds a site's memory, a file for each run.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    No run sees another's training state: that may be of networks of other sizes, and its releases
+    would enter this run's weights, which the ledger tells apart.
+    """
 
-    def load(self, asked: str | None = None) -> Kept:
-        """Read the memory; a site that has none yet has an empty one.
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
 
-        Where the digest of the plan that is asked is given, an answer to another is not read.
+    def load(self, run: str, asked: str) -> Kept:
+        """Read the memory of a run; that of a new one is empty.
+
+        An answer to another plan than that of the digest `asked` is left out.
         """
-        if not self._path.exists():
+        path = self._path(run)
+        if not path.exists():
             return Kept()
         try:
-            with safe_open(self._path, framework="pt") as stored:
+            with safe_open(path, framework="pt") as stored:
                 metadata = stored.metadata() or {}
                 plan_digest = metadata["plan_digest"]
+                header = parse(UpdateHeader, metadata["header"], name=str(path))
+                if header.run != run:  # where a file's name may be in small letters or large ones
+                    return Kept()
                 names = [
                     name
                     for name in stored.keys()  # noqa: SIM118 - no mapping
-                    if asked in (None, plan_digest) or not name.startswith("update.")
+                    if asked == plan_digest or not name.startswith("update.")
                 ]
                 tensors = {name: stored.get_tensor(name) for name in names}
             return Kept(
                 plan_digest=plan_digest,
-                header=parse(UpdateHeader, metadata["header"], name=str(self._path)),
+                header=header,
                 update=under("update", tensors),
                 state=under("state", tensors),
             )
         except (SafetensorError, KeyError, BadMessage) as error:
             raise BadData(
                 Problem(
-                    name=str(self._path),
+                    name=str(path),
                     value="an unreadable file",
-                    wanted="the site's memory as it was written",
-                    mend="restore it from a backup, or remove it to start this site afresh",
+                    wanted="the site's memory of a run as it was written",
+                    mend="restore it from a backup, or remove it to start this run afresh",
                 )
             ) from error
 
     def store(self, kept: Kept) -> None:
-        """Replace the memory, whole or not at all."""
+        """Replace the memory of the answer's run, whole or not at all."""
         assert kept.header is not None
         tensors = {**with_prefix("update", kept.update), **with_prefix("state", kept.state)}
         metadata = {
             "plan_digest": kept.plan_digest,
             "header": canonical_json(kept.header).decode(),
         }
-        write_pieces(self._path, pieces(tensors, metadata))
+        write_pieces(self._path(kept.header.run), pieces(tensors, metadata))
+
+    def _path(self, run: str) -> Path:
+        return self._folder / f"{run}.safetensors"

@@ -11,8 +11,8 @@ from typing import Final
 
 #: Where prepared patients are cached, one folder for each way of preparing.
 PREPARED: Final = "prepared"
-#: The site's last answer and its training state.
-STATE: Final = "state.safetensors"
+#: The site's last answers and its training state, one file for each run.
+STATE: Final = "state"
 #: The lock that a running trainer holds stands beside this name.
 TRAINER: Final = "trainer"
 _DAY: Final = 24 * 60 * 60
@@ -42,11 +42,9 @@ def tidy(folder: Path, *, retention_days: int, now: float | None = None) -> list
 
 def _kept(folder: Path) -> Iterator[Path]:
     """All that may be removed; never through a link, which may lead out of the folder."""
-    prepared = folder / PREPARED
-    if prepared.is_dir() and not prepared.is_symlink():
-        yield from sorted(path for path in prepared.iterdir() if not path.is_symlink())
-    if (folder / STATE).is_file():
-        yield folder / STATE
+    for held in (folder / PREPARED, folder / STATE):
+        if held.is_dir() and not held.is_symlink():
+            yield from sorted(path for path in held.iterdir() if not path.is_symlink())
 
 
 def _last_used(path: Path) -> float:

@@ -93,7 +93,7 @@ class Site:
         ):
             self._check_address(plan)
             seal_answer = self._credentials.take(plan)  # 1. seal
-            kept = self._keeping.load(digest)
+            kept = self._keeping.load(header.run, digest)
             if kept.plan_digest == digest and kept.header is not None:  # 2. look
                 return seal_answer(update_from_tensors(kept.header, kept.update))
             self._check(plan)  # 3. check
@@ -170,7 +170,7 @@ class Site:
                     weights=plan.weights,
                     patients=self.patients(plan.header.grid),
                     declared=self.file.declared_patients,
-                    state=kept.state_of(plan.header.run),
+                    state=kept.state,
                     randomness=self._randomness(plan, digest),
                     device=self._device,
                     tell_step=tell_step,

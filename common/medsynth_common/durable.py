@@ -20,7 +20,7 @@ def replacing(path: Path) -> Iterator[Path]:
     The file's bytes are on disk before the name appears (fsync, rename, fsync of the folder).
     When the block raises, a full disk for instance, nothing is left and `path` is as it was.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=_PART, suffix="".join(path.suffixes))
     os.close(handle)
     part = Path(name)
@@ -41,7 +41,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
     When the block raises, nothing is left.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     part = Path(tempfile.mkdtemp(dir=path.parent, prefix=_PART))
     try:
         with _named(path):
@@ -95,6 +95,15 @@ def _named(path: Path) -> Iterator[None]:
     except OSError as error:
         error.filename = str(path)
         raise
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, that a crash does not take away with what is in it."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _sync_folder(folder.parent)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -81,7 +81,7 @@ class ChargesLate(Site):
     """Fault: trains first, and pays when it knows that there is something to release."""
 
     def _charge(self, plan: RoundPlan, digest: str) -> list[Receipt]:
-        self._early = super()._train(plan, digest, self._keeping.load())
+        self._early = super()._train(plan, digest, self._keeping.load(plan.header.run, digest))
         return super()._charge(plan, digest)
 
     def _train(self, plan: RoundPlan, digest: str, kept: Kept) -> Outcome:

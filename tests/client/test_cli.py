@@ -184,9 +184,9 @@ def test_evidence_is_written_and_said_where(command: Command, folder: Path) -> N
 
 def test_tidying_says_what_went(command: Command, folder: Path) -> None:
     assert command("privacy", "tidy", folder).out == "nothing to remove\n"
-    os.utime(folder / "state.safetensors", (0, 0))
+    os.utime(folder / "state" / "run-1.safetensors", (0, 0))
     told = json.loads(command("privacy", "tidy", folder, "--format", "json").out)
-    assert told == {"removed": ["state.safetensors"]}
+    assert told == {"removed": ["state/run-1.safetensors"]}
 
 
 def test_a_sound_record_is_called_sound(command: Command, folder: Path) -> None:

@@ -169,7 +169,7 @@ class Hospital:
             )
         )
         self.blow("after the release is audited")
-        write_bytes(self.folder / "state.safetensors", b"answer")
+        write_bytes(self.folder / "state" / "run.safetensors", b"answer")
         self.blow("after the answer is kept")
         self.phase = "confirmation"
         for receipt in receipts:

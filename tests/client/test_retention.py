@@ -42,8 +42,8 @@ def folder(new_site: NewSite) -> Path:
 def test_what_is_too_old_goes_and_the_records_stay(folder: Path) -> None:
     records = {path: path.read_bytes() for path in folder.glob("*") if path.name[0] in "al"}
     removed = tidy_site(folder)
-    assert {path.name for path in removed} >= {"state.safetensors"}
-    assert not (folder / "state.safetensors").exists()
+    assert {path.name for path in removed} >= {"run-1.safetensors"}
+    assert list((folder / "state").iterdir()) == []
     assert list((folder / "prepared").iterdir()) == []
     assert {path: path.read_bytes() for path in records} == records
     assert {"ledger.db", "audit.jsonl"} <= {path.name for path in records}
@@ -77,7 +77,7 @@ def test_one_file_of_a_cache_used_lately_keeps_the_cache(folder: Path) -> None:
 def test_preparing_and_loading_are_uses(folder: Path) -> None:
     source = SiteFile.load(folder / "site.toml").source
     load_patients(source, GRID, cache=folder / "prepared")  # all from the cache
-    assert [path.name for path in tidy_site(folder)] == ["state.safetensors"]
+    assert [path.name for path in tidy_site(folder)] == ["run-1.safetensors"]
 
 
 def test_nothing_is_followed_out_of_the_folder(folder: Path, tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_nothing_is_followed_out_of_the_folder(folder: Path, tmp_path: Path) -> 
 def test_not_while_a_trainer_runs(folder: Path) -> None:
     with exclusive(folder / "trainer", timeout=0.0), pytest.raises(TimedOut):
         tidy_site(folder)
-    assert (folder / "state.safetensors").exists()
+    assert (folder / "state" / "run-1.safetensors").exists()
 
 
 class Stopped(Exception):
@@ -120,6 +120,6 @@ def test_a_trainer_tidies_when_it_starts(
             run_trainer([folder], socket, device="cpu", threads=1, watch_parent=False)
     finally:
         torch.use_deterministic_algorithms(False)  # as it was
-    assert not (folder / "state.safetensors").exists()
+    assert not (folder / "state" / "run-1.safetensors").exists()
     assert list((folder / "prepared").iterdir()) == []
     assert (folder / "ledger.db").exists()

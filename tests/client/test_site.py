@@ -18,6 +18,7 @@ from medsynth_client.audit import verify as verify_audit
 from medsynth_client.keeping import Keeping
 from medsynth_client.ledger import Ledger
 from medsynth_client.order import Order, Outcome
+from medsynth_client.retention import STATE
 from medsynth_client.site import Site
 from medsynth_client.site_record import read_site
 from medsynth_client.spending import EVERYONE, epsilon_of
@@ -196,7 +197,7 @@ def test_the_critic_stays_at_the_site_and_goes_on_learning(
     for round in (1, 2):
         case = CASES[critic.value]
         update = site.carry(case.plan(round=round))
-        state = Keeping(folder / "state.safetensors").load().state
+        state = Keeping(folder / STATE).load("run-1", "").state
         steps = {
             Critic.MEAN_FEATURES: "mean-features.releases",
             Critic.HEAD: "head-optimizer.0.step",
@@ -213,13 +214,13 @@ def test_stages_keep_each_other_s_memory(new_site: NewSite) -> None:
     site = Site(folder, device=CPU)
     site.carry(SEGMENT.plan())
     site.carry(CASES["head"].plan())
-    state = Keeping(folder / "state.safetensors").load().state
+    state = Keeping(folder / STATE).load("run-1", "").state
     assert {"segmenter-optimizer.0.step", "head.weight"} <= state.keys()
 
 
 def snapshot(folder: Path) -> tuple[dict[str, int], bytes]:
     """What was charged, and what the site remembers."""
-    state = folder / "state.safetensors"
+    state = folder / STATE / "run-1.safetensors"
     return steps_charged(folder), state.read_bytes() if state.exists() else b""
 
 

@@ -78,11 +78,30 @@ def test_a_run_of_other_networks_does_not_die_of_an_earlier_one(
     """What is kept of run 1 would not fit: the charge would stand and nothing would leave."""
     folder = new_site()
     site = Site(folder, device=CPU)
-    site.carry(critic_plan(critic))
+    digest = site.carry(critic_plan(critic)).header.plan_digest
     memory = Keeping(folder / STATE)
-    kept = memory.load()
+    kept = memory.load("run-1", digest)
     memory.store(replace(kept, state={k: torch.zeros(2, 3) for k in kept.state}))
     site.carry(critic_plan(critic, run="run-2"))
+
+
+@pytest.mark.parametrize("critic", Critic)
+def test_runs_that_take_turns_keep_their_critics_and_their_answers(
+    new_site: NewSite, critic: Critic
+) -> None:
+    busy, calm = new_site("busy"), new_site("calm")
+    renamed = busy / "site.toml"
+    renamed.write_text(renamed.read_text().replace('"busy"', '"calm"'))
+    first, second = (critic_plan(critic, site="calm", round=round) for round in (1, 2))
+    undisturbed = Site(calm, device=CPU)
+    wanted = [undisturbed.carry(first), undisturbed.carry(second)]
+    site = Site(busy, device=CPU)
+    site.carry(first)
+    site.carry(critic_plan(critic, site="calm", run="run-2"))
+    spent = site._ledger.spent()
+    assert same(site.carry(first), wanted[0])  # as if its answer had been lost on its way
+    assert site._ledger.spent() == spent
+    assert same(site.carry(second), wanted[1])
 
 
 def test_what_a_run_cost_is_told_whoever_its_patients_are(new_site: NewSite) -> None:

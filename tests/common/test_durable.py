@@ -22,6 +22,15 @@ def test_a_file_is_written_with_its_folders(tmp_path: Path) -> None:
     assert [one.name for one in path.parent.iterdir()] == ["file.bin"]
 
 
+def test_a_new_folder_outlives_a_crash_with_the_file_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(durable, "_sync_folder", synced.append)
+    write_bytes(tmp_path / "new" / "folder" / "file.bin", b"all")
+    assert synced == [tmp_path, tmp_path / "new", tmp_path / "new" / "folder"]
+
+
 def test_json_is_readable_by_people(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"a": [1, 2]})
     text = (tmp_path / "a.json").read_text()
