@@ -78,6 +78,7 @@ class Result(Value):
         rows: the table; all rows have the first one's columns.
         goals: what was wanted.
         notes: what a reader has to know besides.
+        seeds: of each row and column, what each seed gave, in their order; not on the page.
         command: that gives these figures again.
         date: of the measurement, ISO 8601, UTC.
         machine: processor, cores, memory, GPU.
@@ -92,6 +93,7 @@ class Result(Value):
     rows: tuple[dict[str, Cell], ...] = Field(min_length=1)
     goals: tuple[Goal, ...]
     notes: tuple[str, ...]
+    seeds: Mapping[str, Mapping[str, tuple[float, ...]]] = Field(default_factory=dict)
     command: str
     date: str
     machine: str
@@ -107,6 +109,7 @@ def record(
     rows: Sequence[Mapping[str, Cell]],
     goals: Sequence[Goal],
     notes: Sequence[str] = (),
+    seeds: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
     command: str | None = None,
     folder: Path = FOLDER,
 ) -> bool:
@@ -121,6 +124,10 @@ def record(
         rows=tuple(dict(row) for row in rows),
         goals=tuple(goals),
         notes=tuple(notes),
+        seeds={
+            row: {column: tuple(values) for column, values in columns.items()}
+            for row, columns in (seeds or {}).items()
+        },
         command=command or f"python -m benchmarks {name}",
         date=datetime.now(UTC).isoformat(timespec="minutes"),
         machine=_machine(),

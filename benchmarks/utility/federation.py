@@ -7,7 +7,7 @@ code; left out is only what stands between the two.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 import torch
@@ -25,8 +25,8 @@ from medsynth_server.strategies import Answer
 
 #: The part of a patient's seed that says what the patient is for.
 _TRAIN, _HELD_OUT = 0, 1
-#: No privacy of a patient is at stake: every number of the bench is drawn.
-_DELTA = 1e-3
+#: Of every epsilon of the bench, in plans and in answers; hospitals have a hundred or fewer.
+DELTA: Final = 1e-3
 
 Cohorts = Mapping[str, Sequence[Volume]]
 
@@ -45,6 +45,10 @@ class Everyone(Protocol):
     @property
     def other(self) -> Cohorts:
         """Held-out patients of a scanner that no site has."""
+
+    @property
+    def twins(self) -> Cohorts:
+        """The same patients as `other`, as scanners of the sites show them."""
 
     def hospitals(self, count: int) -> Cohorts:
         """The training patients of `count` sites."""
@@ -95,23 +99,47 @@ class Patients:
         name = f"site-{self.sites + 1}"
         return {name: self._draw(name, _HELD_OUT, self.unseen)}
 
+    @cached_property
+    def twins(self) -> Cohorts:
+        """The same heads, with the same tumours, in the sites' scanners: one in each by turns."""
+        number, names = self.sites + 1, self._names
+        return {
+            name: [
+                draw_patient((self.seed, number, _HELD_OUT, index), self._scanner(k), self.side)
+                for index in range(k - 1, self.unseen, len(names))
+            ]
+            for k, name in enumerate(names, start=1)
+        }
+
     @property
     def _names(self) -> list[str]:
         return [f"site-{number + 1}" for number in range(self.sites)]
 
     def _draw(self, name: str, purpose: int, count: int) -> list[Volume]:
         number = int(name.removeprefix("site-"))
-        scanner = OtherScanner.draw(np.random.default_rng((self.seed, number)))
         seeds = [(self.seed, number, purpose, index) for index in range(count)]
-        return [draw_patient(seed, scanner, self.side) for seed in seeds]
+        return [draw_patient(seed, self._scanner(number), self.side) for seed in seeds]
+
+    def _scanner(self, site: int) -> OtherScanner:
+        return OtherScanner.draw(np.random.default_rng((self.seed, site)))
 
 
-def run_rounds(model: Model, stages: Sequence[FederatedStage], sites: Cohorts, seed: int) -> Model:
-    """Train through all rounds of the stages; noise comes from `seed`, so that a bench repeats."""
+def run_rounds(
+    model: Model,
+    stages: Sequence[FederatedStage],
+    sites: Cohorts,
+    seed: int,
+    *,
+    last: int | None = None,
+) -> Model:
+    """Train through the rounds of the stages; noise comes from `seed`, so that a bench repeats.
+
+    Of each stage no more than `last` rounds are run, where that is given.
+    """
     start_identity(run_id=1)
     kept: dict[str, Mapping[str, torch.Tensor]] = {name: {} for name in sites}
     for stage in stages:
-        for number in range(1, stage.rounds + 1):
+        for number in range(1, 1 + min(stage.rounds, last or stage.rounds)):
             answers: list[Answer] = []
             for name, patients in sorted(sites.items()):
                 plan = stage.plan(model, name, number)
@@ -147,5 +175,5 @@ def _header(plan: RoundPlan, patients: int) -> UpdateHeader:
         round=header.round,
         plan_digest=plan.digest(),
         declared_patients=patients,
-        delta=_DELTA,
+        delta=DELTA,
     )

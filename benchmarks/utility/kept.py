@@ -5,12 +5,30 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
+import benchmarks.utility
+import medsynth_client
+import medsynth_common
+import medsynth_server
 from medsynth_common.durable import write_json
 from medsynth_common.tensors import tensors_digest
 from medsynth_server.checkpoint import Checkpoint, Done
 from medsynth_server.config import RunConfig, dump_config
 from medsynth_server.model import Model
+
+
+def _sources() -> str:
+    digest = hashlib.sha256()
+    for root in (medsynth_common, medsynth_client, medsynth_server, benchmarks.utility):
+        folder = Path(root.__path__[0])
+        for file in sorted(folder.rglob("*.py")):
+            digest.update(f"{file.relative_to(folder)}\n".encode() + file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+#: Digest of all code that a row depends on, as it was when this process began.
+SOURCES: Final = _sources()
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from typing import Any, Final, Literal
 
-from benchmarks.utility.federation import Patients
+from benchmarks.utility.federation import DELTA, Patients
 from medsynth_common.plan import Critic
 from medsynth_common.privacy.mechanism import Value
 from medsynth_server.config import RunConfig, parse_config
@@ -84,7 +84,7 @@ class Preset(Value):
             "name": "utility",
             "grid": [self.side] * 3,
             "crop": [self.crop] * 3,
-            "privacy": "off" if epsilon is None else {"epsilon": epsilon, "delta": 1e-3},
+            "privacy": "off" if epsilon is None else {"epsilon": epsilon, "delta": DELTA},
             "segment": {
                 "rounds": self.rounds,
                 "steps": self.steps,
@@ -121,6 +121,7 @@ _DECISIVE: Final = (
     "pooled, as on a set",
     "pooled",
     "FedAvg",
+    "before private steps, epsilon 8",
     "FedAvg, epsilon 8",
     "FedAvg, epsilon 2",
     "public weights",

@@ -21,7 +21,7 @@ import torch
 from benchmarks.real_pictures import prepared
 from benchmarks.results import record
 from benchmarks.utility.federation import Cohorts
-from benchmarks.utility.kept import Kept
+from benchmarks.utility.kept import SOURCES, Kept
 from benchmarks.utility.presets import Preset
 from benchmarks.utility.rows import Comparison, Measured
 from medsynth_common.learning.volumes import Volume
@@ -69,6 +69,11 @@ class Fold:
         """There is no further scanner: the held-out patient is measured once more."""
         return self.same
 
+    @property
+    def twins(self) -> Cohorts:
+        """Nor are there twins."""
+        return self.same
+
     def hospitals(self, count: int) -> Cohorts:
         """Federations of other sizes cannot be made of two hospitals."""
         raise NotImplementedError
@@ -80,7 +85,7 @@ def main(data: Path, work: Path) -> bool:
     public = shipped_model()
     found: dict[str, list[Measured]] = {name: [] for name in _ROWS}
     for patient, fold in folds(volumes(prepared(data, work / "patients"))):
-        kept = Kept(work / f"kept-{patient}")
+        kept = Kept(work / f"kept-{patient}-{SOURCES}")
         rows = Comparison(PRESET, PRESET.seeds[0], fold, public, kept).rows
         about = kept.about(public, repr(PRESET))
         for name in _ROWS:
@@ -134,7 +139,7 @@ def _cells(measured: list[Measured]) -> dict[str, str | None]:
         values = np.array([one[column] for one in measured if column in one])
         scale = 100 if digits == 1 else 1
         cells[column] = (
-            f"{scale * values.mean():.{digits}f} ± {scale * values.std():.{digits}f}"
+            f"{scale * values.mean():.{digits}f} ± {scale * values.std(ddof=1):.{digits}f}"
             if len(values)
             else None
         )

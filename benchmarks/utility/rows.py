@@ -14,7 +14,7 @@ from benchmarks.utility.measures import dice_of, frechet_distance, image_errors
 from benchmarks.utility.presets import Preset
 from medsynth_common.learning.volumes import Volume
 from medsynth_common.networks import build_segmenter
-from medsynth_common.plan import Critic, Stage
+from medsynth_common.plan import AdversarialSettings, Critic, Stage
 from medsynth_server.budget import plan_budget
 from medsynth_server.config import RunConfig
 from medsynth_server.federation import FederatedStage
@@ -33,8 +33,13 @@ _CPU: Final = torch.device("cpu")
 _EPSILONS: Final = (8.0, 4.0, 2.0, 1.0)
 #: The whole product's budget, in the rows about synthetic images.
 _WHOLE: Final = 8.0
-#: Generator's loss: weight of the critic, of the segmenter's consistency.
-_ALONE: Final = {"consistency": (0.0, 1.0), "critic": (1.0, 0.0)}
+#: Generator's loss: weight of the critic, of the segmenter's consistency; one of them, as it is
+#: by default.
+_DEFAULT: Final = AdversarialSettings()
+_ALONE: Final = {
+    "consistency": (0.0, _DEFAULT.consistency_weight),
+    "critic": (_DEFAULT.critic_weight, 0.0),
+}
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,7 @@ class Comparison:
             "pooled, as on a set": lambda: self._dice(self._trained(self._pooled["everyone"])),
             "own site only": self._local,
             "FedAvg": lambda: self._found(self._federated(None)),
+            f"before private steps, epsilon {_WHOLE:g}": self._before_private_steps,
         }
         for budget in _EPSILONS:
             rows[f"FedAvg, epsilon {budget:g}"] = self._private_row(budget)
@@ -95,6 +101,15 @@ class Comparison:
         sites = self.patients.training if sites is None else sites
         return self._run(config, (Stage.MOMENTS, Stage.SEGMENT), self.public, sites)
 
+    def _before_private_steps(self) -> Measured:
+        """What free training in the released styles has taught before patients are asked."""
+        config = self.preset.config(epsilon=_WHOLE)
+        stages = (Stage.MOMENTS, Stage.SEGMENT)
+        sites = self.patients.training
+        # Moments have two rounds; of stage segment the first is the coordinator's.
+        styled = self._run(config, stages[:1], self.public, sites)
+        return self._found(self._run(config, stages[1:], styled, sites, last=1))
+
     def _moments(self, budget: float | None) -> Model:
         """Stage moments, with its share of the whole product's budget."""
         config = self.preset.config(epsilon=budget, adversarial=True)
@@ -112,14 +127,20 @@ class Comparison:
         return self._run(config, (Stage.ADVERSARIAL,), model, sites)
 
     def _run(
-        self, config: RunConfig, stages: Sequence[Stage], start: Model, sites: Cohorts
+        self,
+        config: RunConfig,
+        stages: Sequence[Stage],
+        start: Model,
+        sites: Cohorts,
+        *,
+        last: int | None = None,
     ) -> Model:
         def train() -> Model:
             seed = self.seed
             made = [stage for stage in _stages(config, start, sites, seed) if stage.name in stages]
-            return run_rounds(start, made, sites, seed)
+            return run_rounds(start, made, sites, seed, last=last)
 
-        return self.kept.model(config, stages, start, sites, train)
+        return self.kept.model(config, (*stages, f"to {last}"), start, sites, train)
 
     # --- rows
 
@@ -171,7 +192,12 @@ class Comparison:
         crop = self.preset.crop
         same = dice_of(segmenter, self.patients.same, crop=crop)
         other = dice_of(segmenter, self.patients.other, crop=crop)
-        return {**same, **{f"{key}, unseen": value for key, value in other.items()}}
+        twins = dice_of(segmenter, self.patients.twins, crop=crop)
+        return {
+            **same,
+            **{f"{key}, unseen": value for key, value in other.items()},
+            "tumour, twins": twins["tumour"],
+        }
 
 
 def _stages(config: RunConfig, model: Model, sites: Cohorts, seed: int) -> list[FederatedStage]:

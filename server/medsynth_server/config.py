@@ -103,7 +103,7 @@ class Segment(SegmentSettings):
     """Stage segment: free training on synthetic pairs first, then private rounds at the sites."""
 
     enabled: bool = True
-    directions: int = Field(default=32, ge=0, le=1024)
+    directions: int = Field(default=64, ge=0, le=1024)
     sites: Literal[1] = 1  # the run counts them
     share: float = Field(default=0.4, gt=0)
     free_steps: int = Field(default=40, ge=0, le=1_000_000)

@@ -34,5 +34,10 @@ def find_directions(
         )
         return torch.cat([part.flatten() for part in parts])
 
-    gradients = [gradient(*next(crops)) for _ in range(_GRADIENTS * count)]
-    return Directions.of(torch.stack(gradients), count=count)
+    # In place: of large networks these are gigabytes, and a list of them would be as much again.
+    gradients = torch.empty(
+        _GRADIENTS * count, sum(one.numel() for one in parameters), device=parameters[0].device
+    )
+    for row in gradients:
+        row.copy_(gradient(*next(crops)))
+    return Directions.of(gradients, count=count)

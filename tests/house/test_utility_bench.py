@@ -1,6 +1,7 @@
 """The bench of utility: its patients, what it measures, and that every row can be made."""
 
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -14,9 +15,11 @@ from benchmarks.utility.presets import Preset
 from benchmarks.utility.real import folds
 from benchmarks.utility.rows import Comparison
 
+from medsynth_client.stages import WORK
 from medsynth_common.intensity import CEILING
 from medsynth_common.labels import SEGMENTER_CLASSES, Tissue
 from medsynth_common.learning.volumes import Volume
+from medsynth_common.plan import Stage
 from medsynth_server.shipped import shipped_model
 from medsynth_server.synthesis import Painter
 
@@ -64,6 +67,19 @@ def test_no_patient_is_both_trained_on_and_held_out() -> None:
     assert len(set(sums)) == len(sums) == 2 * 3 + 2 * 2 + 2
     assert patients.training.keys() == patients.same.keys() == {"site-1", "site-2"}
     assert patients.other.keys() == {"site-3"}
+
+
+def test_twins_are_the_unseen_scanner_s_heads_in_scanners_of_the_sites() -> None:
+    patients = Patients(1, 24, 2, 1, 1, 3)
+    assert {site: len(volumes) for site, volumes in patients.twins.items()} == {
+        "site-1": 2,
+        "site-2": 1,
+    }
+    [unseen] = patients.other.values()
+    for site, index, number in (("site-1", 0, 0), ("site-2", 0, 1), ("site-1", 1, 2)):
+        twin = patients.twins[site][index]
+        assert torch.equal(twin.labels, unseen[number].labels)
+        assert not torch.equal(twin.image, unseen[number].image)
 
 
 def test_larger_federations_keep_the_small_one_and_leave_the_unseen_scanner_out() -> None:
@@ -136,7 +152,13 @@ def test_a_row_is_measured_once_and_models_are_shared(tmp_path: Path) -> None:
     rows = bench.rows
     about = bench.kept.about(bench.public, "tiny")
     measured = bench.kept.row("FedAvg", about, rows["FedAvg"])
-    assert measured.keys() == {"tumour", "lesion", "tumour, unseen", "lesion, unseen"}
+    assert measured.keys() == {
+        "tumour",
+        "lesion",
+        "tumour, unseen",
+        "lesion, unseen",
+        "tumour, twins",
+    }
     kept = sorted(tmp_path.iterdir())
     assert bench.kept.row("FedAvg", about, pytest.fail) == measured
     again = bench.kept.row(
@@ -168,11 +190,42 @@ def test_of_real_patients_each_is_held_out_once_and_never_trained_on_then() -> N
     assert sorted(held_out) == sorted(id(volume) for volume in volumes)
 
 
+class AskedForStepsError(Exception):
+    """A patient was asked for a step."""
+
+
+def ask(_: object) -> None:
+    raise AskedForStepsError
+
+
+def test_before_private_steps_no_patient_was_asked_for_a_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(cast(dict[Stage, object], WORK), Stage.SEGMENT, ask)
+    bench = comparison(tmp_path)
+    before = bench.rows["before private steps, epsilon 8"]()
+    assert before != bench.rows["public weights"]()  # free training took place
+    with pytest.raises(AskedForStepsError):
+        bench.rows["FedAvg, epsilon 8"]()
+
+
+def figures(**values: float) -> dict[str, float]:
+    columns = ("tumour", "lesion", "texture", "tumour, unseen", "tumour, twins")
+    return dict.fromkeys(columns, 0.5) | values
+
+
 def test_every_goal_has_its_rows() -> None:
     names = comparison(Path("nowhere")).rows
-    found = {
-        name: [dict.fromkeys(("tumour", "lesion", "texture", "tumour, unseen"), 0.5)]
-        for name in names
-    }
-    told = goals(found)
-    assert [goal.met for goal in told if goal.least] == [True] * sum(goal.least for goal in told)
+    told = goals({name: [figures()] for name in names})
+    assert [goal.met for goal in told] == [True] * len(told)
+
+
+@pytest.mark.parametrize(("gains", "met"), [((0.1, 0.1, 0.1), True), ((0.4, 0.0, -0.1), False)])
+def test_a_gain_counts_beyond_what_seeds_differ_by(gains: tuple[float, ...], met: bool) -> None:
+    found = {name: [figures()] * len(gains) for name in comparison(Path("nowhere")).rows}
+    after = "synthetic: + consistency + mean-features, epsilon 8"
+    found[after] = [figures(tumour=0.5 + gain, texture=0.5 - gain) for gain in gains]
+    dice, texture = (
+        goal for goal in goals(found) if "adversarial stage" in goal.what and goal.least
+    )
+    assert (dice.met, texture.met) == (met, met)
