@@ -46,6 +46,16 @@ def pack(tensors: Mapping[str, Tensor]) -> bytes:
     return b"".join(pieces(tensors))
 
 
+def packs_to(tensors: Mapping[str, Tensor], content: bytes) -> bool:
+    """Whether `content` is what `pack` gives, byte for byte; it is not made a second time."""
+    end = 0
+    for piece in pieces(tensors):
+        if not content.startswith(piece, end):
+            return False
+        end += len(piece)
+    return end == len(content)
+
+
 def packed_pieces(tensors: Mapping[str, Tensor], *, size: int) -> Iterator[bytes]:
     """Encode as safetensors in pieces of `size` bytes, the last one shorter, one at a time.
 
