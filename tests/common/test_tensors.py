@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from medsynth_common.errors import BadMessage
 from medsynth_common.tensors import (
+    HashedTensors,
     all_finite,
     pack,
     packs_to,
@@ -49,6 +50,13 @@ def test_tensors_that_share_memory_are_packed_apart() -> None:
     back = unpack(pack({"whole": whole, "same": whole, "part": whole[2:4]}))
     assert torch.equal(back["same"], whole)
     assert back["part"].tolist() == [2, 3]
+
+
+def test_a_hash_that_goes_on_from_the_last_is_the_same_hash() -> None:
+    hashed = HashedTensors()
+    for last in ("weight", "zero", "labels", "a"):
+        changed = TENSORS | {last: torch.ones(3)}
+        assert hashed.digest(changed) == hashed.digest(dict(changed)) == tensors_digest(changed)
 
 
 def test_only_the_very_bytes_are_what_tensors_pack_to() -> None:
