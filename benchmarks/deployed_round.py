@@ -35,9 +35,8 @@ from medsynth_common.identity.sealing import check_plan_seal, seal_update
 from medsynth_common.networks import NetworkSettings
 from medsynth_common.phantom import SITE_SCANNERS
 from medsynth_common.plan import RoundPlan, SegmentSettings, Stage
-from medsynth_common.tensors import pack
 from medsynth_common.update import SiteUpdate, UpdateHeader
-from medsynth_common.wire.parts import plan_from_parts, update_parts, update_tensors
+from medsynth_common.wire.parts import plan_from_parts, update_parts
 from medsynth_common.wire.site_pb2 import Description, PlanPart, UpdatePart
 from medsynth_common.wire.trainer_rpc import serve
 from medsynth_server.checkpoint import Checkpoint
@@ -97,7 +96,7 @@ class Still:
             tensor.add_(step)  # they are ours: read from the wire
         update = SiteUpdate(header=header, weights=plan.weights, own={})
         update = seal_update(update, self._key, question=question, now=time.time())
-        yield from update_parts(update.header, pack(update_tensors(update)), update.seal)
+        yield from update_parts(update)
 
 
 class Averaging:

@@ -3,11 +3,15 @@
 Not `resource.getrusage`: there a process that was just started begins with its parent's peak.
 """
 
+import ctypes
 from pathlib import Path
 from typing import Final
 
 _STATUS: Final = Path("/proc/self/status")
+_RESET: Final = Path("/proc/self/clear_refs")
 TOLD: Final = _STATUS.exists()
+#: Whether a peak can be counted anew.
+RESETS: Final = TOLD and _RESET.exists()
 
 
 def held() -> int:
@@ -18,6 +22,13 @@ def held() -> int:
 def peak() -> int:
     """Bytes in memory at most, since the start or since a 5 went to `/proc/self/clear_refs`."""
     return _field("VmHWM")
+
+
+def count_anew() -> int:
+    """Let `peak` count from here, whatever was held before; gives the bytes in memory now."""
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed before is not at hand for what comes
+    _RESET.write_text("5")
+    return held()
 
 
 def _field(name: str) -> int:

@@ -6,7 +6,6 @@ there before it; where there is a GPU, a large step is timed there too, by the c
 bfloat16 are taken where the hardware computes in it.
 """
 
-import ctypes
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -153,12 +152,9 @@ def _needed_on_gpu(step: Step) -> float:
 
 def _needed(step: Step) -> float | None:
     """MiB that a step takes at its peak beyond what is there before it; Linux alone tells."""
-    reset = Path("/proc/self/clear_refs")
-    if not (memory.TOLD and reset.exists()):
+    if not memory.RESETS:
         return None
-    ctypes.CDLL(None).malloc_trim(0)  # what was freed before is not at hand for this step
-    before = memory.held()
-    reset.write_text("5")
+    before = memory.count_anew()
     step()
     return (memory.peak() - before) / 2**20
 

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor
 
@@ -25,7 +26,7 @@ from medsynth_common.errors import (
     Problem,
     UnsafeRelease,
 )
-from medsynth_common.tensors import all_finite, pack
+from medsynth_common.tensors import all_finite, packs_to
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,24 @@ class _Asked:
     stage: str
     round: int
     project: str
+
+    @cached_property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.content).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Release:
+    """What was let out.
+
+    Attributes:
+        content: the bytes.
+        sha256: theirs, as the audit log has it.
+
+    """
+
+    content: bytes
+    sha256: str
 
 
 class Gate:
@@ -66,8 +85,8 @@ class Gate:
         round: int,
         project: str,
         meant: Mapping[str, Tensor] | None = None,
-    ) -> bytes:
-        """Give `update_bytes` back once they may leave.
+    ) -> Release:
+        """Give `update_bytes` back, with their SHA-256, once they may leave.
 
         Args:
             update_bytes: the safetensors encoding of `tensors`, and nothing besides.
@@ -106,7 +125,7 @@ class Gate:
                 self._audit.append(_event(asked, error=type(error).__name__))
                 raise
             self._audit.append(_event(asked))
-        return update_bytes
+        return Release(content=update_bytes, sha256=asked.sha256)
 
     @contextmanager
     def refusals(self, *, plan_digest: str, stage: str, round: int, project: str) -> Iterator[None]:
@@ -211,7 +230,7 @@ def _check_form(asked: _Asked) -> None:
 
 def _check_encoding(asked: _Asked) -> None:
     """Raise UnsafeRelease unless the bytes are the checked tensors, with nothing hidden."""
-    if pack(asked.tensors) != asked.content:
+    if not packs_to(asked.tensors, asked.content):
         raise UnsafeRelease("the bytes are not the plain safetensors encoding of the tensors")
 
 
@@ -235,7 +254,7 @@ def _event(asked: _Asked, *, error: str = "") -> AuditEvent:
         outcome="refused" if error else "released",
         error=error,
         bytes=len(asked.content),
-        sha256=hashlib.sha256(asked.content).hexdigest(),
+        sha256=asked.sha256,
         plan_digest=asked.plan_digest[:200],
         epsilon=max(bounded) if spent and len(bounded) == len(spent) else None,
         receipts=tuple(receipt.entry_digest for receipt in asked.receipts),

@@ -12,7 +12,6 @@
 Whatever ends a plan before the gate is written into the audit log too, by the error's name.
 """
 
-import hashlib
 import logging
 import math
 from collections.abc import Sequence
@@ -120,7 +119,7 @@ class Site:
             Kept(plan_digest=digest, header=update.header, update=tensors, state=outcome.state)
         )
         for receipt in receipts:  # 8. confirm
-            self._ledger.confirm(receipt, release_sha256=hashlib.sha256(released).hexdigest())
+            self._ledger.confirm(receipt, release_sha256=released.sha256)
         return seal_answer(update)
 
     def refuse(self, error: Exception) -> None:

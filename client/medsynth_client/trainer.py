@@ -26,13 +26,11 @@ from medsynth_common import __version__
 from medsynth_common.allocator import keep_freed_memory
 from medsynth_common.durable import sweep
 from medsynth_common.errors import BadConfig, BadMessage, Problem, Refused, WrongAddress
-from medsynth_common.tensors import pack
 from medsynth_common.update import SiteUpdate
 from medsynth_common.wire.parts import (
     failure_part,
     plan_from_parts,
     update_parts,
-    update_tensors,
 )
 from medsynth_common.wire.site_pb2 import Description, PlanPart, UpdatePart
 from medsynth_common.wire.trainer_rpc import serve
@@ -78,8 +76,7 @@ class Trainer:
     def carry(self, parts: Iterable[PlanPart]) -> Iterator[UpdatePart]:
         """Carry out one plan; whatever goes wrong leaves as the error's name alone."""
         try:
-            update = self._answer(parts)
-            content = pack(update_tensors(update))
+            yield from update_parts(self._answer(parts))
         except (BadMessage, Refused) as error:
             # These speak of plans and limits, never of a patient.
             log.warning("%s: %s", type(error).__name__, error)
@@ -88,8 +85,6 @@ class Trainer:
             # The edge: the trainer must stay up, and no log may hold a patient's name either.
             log.error("a plan could not be carried out: %s", _without_text(error))
             yield failure_part(error)
-        else:
-            yield from update_parts(update.header, content, update.seal)
 
     def _answer(self, parts: Iterable[PlanPart]) -> SiteUpdate:
         try:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, Any, Final, Literal, TypeVar
 
@@ -19,7 +19,7 @@ from medsynth_common.errors import BadMessage, Problem
 from medsynth_common.identity.seal import Seal
 from medsynth_common.networks.settings import NetworkSettings
 from medsynth_common.privacy.mechanism import Mechanism, Value
-from medsynth_common.tensors import tensors_digest
+from medsynth_common.tensors import HashedTensors
 
 Kind = TypeVar("Kind", bound=BaseModel)
 #: A header of ours has a few thousand bytes. Its faults are told one by one, so it is bounded.
@@ -201,35 +201,22 @@ class RoundPlan:
         header: what to do.
         weights: named tensors the site starts from.
         seal: who says so; no part of the digest. None within one machine.
+        hashed: what remembers the weights' hash; plans of the same weights may have one together.
 
     """
 
     header: PlanHeader
     weights: Mapping[str, Tensor]
     seal: Seal | None = None
+    hashed: HashedTensors = field(default_factory=HashedTensors, repr=False, compare=False)
 
     def digest(self) -> str:
         """SHA-256 over the canonical header and every tensor's name, type, shape and bytes.
 
-        It is remembered for as long as no tensor is exchanged or changed by PyTorch: a round asks
-        for it several times, and hashing half a gigabyte takes half a second.
+        The weights are hashed once, however often it is asked for.
         """
-        # The tensors themselves: an address may be another's by the time it is looked at again.
-        tensors = dict(self.weights)
-        told = all(not tensor.is_inference() for tensor in tensors.values())  # else no version
-        versions = [tensor._version for tensor in tensors.values()] if told else None
-        known = self.__dict__.get("_digest")
-        if (
-            told
-            and known is not None
-            and known[0].keys() == tensors.keys()
-            and all(known[0][name] is tensor for name, tensor in tensors.items())
-            and known[1] == versions
-        ):
-            return str(known[2])
         digest = hashlib.sha256(canonical_json(self.header))
-        digest.update(tensors_digest(self.weights))
-        self.__dict__["_digest"] = tensors, versions, digest.hexdigest()
+        digest.update(self.hashed.digest(self.weights))
         return digest.hexdigest()
 
 

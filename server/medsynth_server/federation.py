@@ -12,7 +12,7 @@ from torch import Tensor
 
 from medsynth_common.errors import BadMessage, BudgetExhausted, MedsynthError, Problem, TimedOut
 from medsynth_common.plan import RoundPlan, Stage
-from medsynth_common.tensors import under
+from medsynth_common.tensors import HashedTensors, under
 from medsynth_common.update import SiteUpdate, check_tensors
 from medsynth_common.wire.forms import answered_weights, expected_update
 from medsynth_common.wire.rounding import restored
@@ -215,7 +215,8 @@ class Federation:
         asked = {
             n: stage.plan(model, self.grid.site_of(n), round) for n in self.grid.get_node_ids()
         }
-        return {node: plan for node, plan in asked.items() if plan is not None}
+        hashed = HashedTensors()  # of the weights that all are asked with
+        return {n: replace(plan, hashed=hashed) for n, plan in asked.items() if plan is not None}
 
     def _ask_for_quorum(self, stage: FederatedStage, model: Model, number: int) -> Round:
         """Ask until enough sites have answered; those that have are not asked again."""

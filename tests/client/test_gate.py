@@ -86,7 +86,7 @@ class Site:
             stage=stage,
             round=1,
             project="run-1",
-        )
+        ).content
 
     def last_event(self) -> AuditEvent:
         return self.audit.read()[-1]

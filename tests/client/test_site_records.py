@@ -1,7 +1,9 @@
 """A site whose records, disk or clock fail: a typed error, written down, and nothing released."""
 
+import shutil
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -173,6 +175,21 @@ def test_a_site_whose_record_was_harmed_does_not_open(folder: Path, harm: str) -
         Site(folder, device=CPU)
     assert caught.value.exit_code == 4
     assert not verify_site(folder).sound
+
+
+def test_a_copy_without_the_rows_that_a_sudden_end_left_beside_it_is_no_ledger(
+    folder: Path, tmp_path: Path
+) -> None:
+    with closing(sqlite3.connect(folder / "ledger.db")) as unclosed:  # as a kill leaves it
+        unclosed.execute("SELECT COUNT(*) FROM entries").fetchone()
+        Site(folder, device=CPU).carry(plan(run="run-2"))
+        whole, part = tmp_path / "whole", tmp_path / "part"
+        shutil.copytree(folder, whole)
+        shutil.copytree(folder, part, ignore=shutil.ignore_patterns("ledger.db-*"))
+    assert verify_site(whole).sound
+    assert not verify_site(part).sound
+    with pytest.raises(BadRecord, match="cut off or replaced"):
+        Site(part, device=CPU)
 
 
 # The key is read when a site opens; nothing more is asked of its file.

@@ -25,14 +25,12 @@ from medsynth_common.identity.sealing import (
     seal_update,
 )
 from medsynth_common.plan import RoundPlan, Stage
-from medsynth_common.tensors import pack
 from medsynth_common.update import SiteUpdate, UpdateHeader
 from medsynth_common.wire.parts import (
     plan_from_parts,
     plan_parts,
     update_from_parts,
     update_parts,
-    update_tensors,
 )
 from medsynth_common.wire.records import (
     plan_from_records,
@@ -127,7 +125,7 @@ def test_a_seal_changes_nothing_of_what_is_sealed() -> None:
 
 def test_seals_travel_by_both_roads() -> None:
     update = seal_update(answer(), SITE, question=QUESTION, now=NOW)
-    parts = update_parts(update.header, pack(update_tensors(update)), update.seal)
+    parts = update_parts(update)
     for plan_again in (
         plan_from_parts(plan_parts(SEALED)),
         plan_from_records(plan_to_records(SEALED)),

@@ -20,6 +20,7 @@ from medsynth_common.plan import (
     canonical_json,
     parse,
 )
+from medsynth_common.tensors import HashedTensors
 from tiny import GRID, NETWORKS, adversarial, gaussian, header, plan, unprotected
 
 CHANGES: dict[str, Any] = {
@@ -191,21 +192,32 @@ def test_a_grid_s_side_is_a_whole_number() -> None:
         parse(PlanHeader, json.dumps(fields), name="plan")
 
 
+def never_hashed(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("medsynth_common.tensors.bytes_of", lambda _: pytest.fail("hashed again"))
+
+
+def anew(one: RoundPlan) -> str:
+    """The digest as one who knows nothing works it out."""
+    return replace(one, hashed=HashedTensors()).digest()
+
+
 def test_a_plans_digest_is_remembered_until_a_tensor_is_changed_or_exchanged() -> None:
     first = plan(Stage.SEGMENT)
     before = first.digest()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("medsynth_common.plan.tensors_digest", lambda _: pytest.fail("hashed again"))
+        never_hashed(patch)
         assert first.digest() == before
     name, tensor = next((n, t) for n, t in first.weights.items() if t.is_floating_point())
     tensor.view(-1)[0] += 1.0  # through a view
     changed = first.digest()
     assert changed != before
-    assert changed == replace(first).digest()  # worked out anew
+    assert changed == anew(first)
     assert isinstance(first.weights, dict)
     first.weights[name] = tensor - 2.0
     assert first.digest() not in (before, changed)
-    assert first.digest() == replace(first).digest()
+    assert first.digest() == anew(first)
+    renamed = replace(first, weights={f"{n}x": t for n, t in first.weights.items()})
+    assert renamed.digest() == anew(renamed) != first.digest()
 
 
 def test_the_digest_of_tensors_without_a_version_is_never_remembered() -> None:
@@ -215,3 +227,22 @@ def test_the_digest_of_tensors_without_a_version_is_never_remembered() -> None:
         before = first.digest()
         next(t for t in weights.values() if t.is_floating_point()).add_(1.0)
         assert first.digest() != before
+
+
+def test_plans_of_the_same_weights_hash_them_once_and_say_what_each_would_alone() -> None:
+    first, hashed = plan(Stage.ADVERSARIAL), HashedTensors()
+    first = replace(first, hashed=hashed)
+    second = replace(first, header=header(Stage.ADVERSARIAL, site="site-b"))
+    styled = replace(second, weights={**first.weights, "style.code": torch.ones(4)})
+    fewer = replace(first, weights=dict(sorted(first.weights.items())[:3]))
+    asked = [first, second, styled, fewer, styled, first]
+    wanted = [anew(one) for one in asked]
+    assert len(set(wanted)) == 4
+    assert [one.digest() for one in asked] == wanted
+    with pytest.MonkeyPatch.context() as patch:
+        never_hashed(patch)
+        assert second.digest() == wanted[1]
+    next(iter(first.weights.values())).view(-1)[0] += 1  # of all of them
+    for one, before in zip(asked, wanted, strict=True):
+        assert one.digest() == anew(one)
+        assert one.digest() != before or one is fewer

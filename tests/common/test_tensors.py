@@ -8,8 +8,10 @@ from torch import Tensor, nn
 
 from medsynth_common.errors import BadMessage
 from medsynth_common.tensors import (
+    HashedTensors,
     all_finite,
     pack,
+    packs_to,
     state_of,
     tensors_digest,
     under,
@@ -48,6 +50,26 @@ def test_tensors_that_share_memory_are_packed_apart() -> None:
     back = unpack(pack({"whole": whole, "same": whole, "part": whole[2:4]}))
     assert torch.equal(back["same"], whole)
     assert back["part"].tolist() == [2, 3]
+
+
+def test_a_hash_that_goes_on_from_the_last_is_the_same_hash() -> None:
+    hashed = HashedTensors()
+    for last in ("weight", "zero", "labels", "a"):
+        changed = TENSORS | {last: torch.ones(3)}
+        assert hashed.digest(changed) == hashed.digest(dict(changed)) == tensors_digest(changed)
+
+
+def test_only_the_very_bytes_are_what_tensors_pack_to() -> None:
+    content = pack(TENSORS)
+    assert packs_to(TENSORS, content)
+    assert packs_to({}, pack({}))
+    for place in range(len(content)):
+        spoilt = bytearray(content)
+        spoilt[place] ^= 1
+        assert not packs_to(TENSORS, bytes(spoilt))
+        assert not packs_to(TENSORS, content[:place])
+    assert not packs_to(TENSORS, content + b"\0")
+    assert not packs_to(TENSORS | {"more": torch.zeros(0)}, content)
 
 
 @pytest.mark.parametrize("length", [0, 1, 7, 8, 40, 200, -1])

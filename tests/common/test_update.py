@@ -22,6 +22,7 @@ def spoiled(value: float) -> dict[str, Tensor]:
 
 def test_tensors_of_the_wanted_form_pass() -> None:
     check_tensors(GOOD, FORM)
+    check_tensors(spoiled(-LARGEST_WEIGHT), FORM)
     check_tensors({}, {})
     check_tensors({"empty": torch.zeros(0)}, {"empty": torch.zeros(0)})
 
@@ -36,6 +37,7 @@ def test_tensors_of_the_wanted_form_pass() -> None:
         (GOOD | {"steps": torch.zeros(())}, "steps: got torch.float32"),
         (spoiled(math.nan), "head: got not finite"),
         (spoiled(-math.inf), "head: got not finite"),
+        (GOOD | {"head": torch.tensor([[math.nan, 1e30, 0], [0, 0, 0]])}, "head: got not finite"),
         (spoiled(1e30), r"head: got 1e\+30"),
         (spoiled(-1e30), r"head: got 1e\+30"),
         (spoiled(LARGEST_WEIGHT * 1.01), r"head: got 1.01e\+04, wanted finite, at most 10000"),

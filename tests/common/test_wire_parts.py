@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -54,7 +55,7 @@ PLAN = RoundPlan(header=header(), weights=WEIGHTS)
 
 
 def sent(update: SiteUpdate) -> list[UpdatePart]:
-    return list(update_parts(update.header, pack(update_tensors(update))))
+    return list(update_parts(update))
 
 
 def test_a_plan_survives_the_wire() -> None:
@@ -79,6 +80,13 @@ def test_a_large_plan_travels_in_bounded_chunks() -> None:
     assert [len(part.chunk) for part in cut[1:]][:2] == [parts_file.CHUNK_BYTES] * 2
     assert all(part.ByteSize() < 4 << 20 for part in cut)  # what a gRPC message may hold here
     assert torch.equal(plan_from_parts(cut).weights["large"], large.weights["large"])
+
+
+def test_a_large_update_travels_in_bounded_chunks_of_the_bytes_it_packs_to() -> None:
+    large = replace(UPDATE, weights={"segmenter.weight": torch.arange(600_000.0)})
+    chunks = [part.chunk for part in sent(large)[1:]]
+    assert [len(chunk) for chunk in chunks[:-1]] == [parts_file.CHUNK_BYTES] * 2
+    assert b"".join(chunks) == pack(update_tensors(large))
 
 
 def test_an_error_travels_as_its_name_alone() -> None:

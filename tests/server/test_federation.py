@@ -381,6 +381,17 @@ def test_budgets_that_leave_no_quorum_end_the_stage_and_nobody_is_asked_again(
     assert "budget" in note
 
 
+def test_the_weights_of_a_round_are_hashed_once_for_all_sites(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    federation = bench.federation({"site-a": good, "site-b": good, "site-c": good})
+    model = Model(networks=tiny_config().networks, tensors=START)
+    first, *others = federation._plans(federation.stages[0], model, 1).values()
+    digests = {first.digest()}
+    monkeypatch.setattr("medsynth_common.tensors.bytes_of", lambda _: pytest.fail("hashed again"))
+    assert len(digests | {plan.digest() for plan in others}) == 3
+
+
 def test_answers_are_combined_in_the_order_of_names_whoever_was_first(bench: Bench) -> None:
     with_quorum(bench, {"site-a": sometimes("TimedOut"), "site-b": good})
     assert bench.rounds[0].sites == ("site-a", "site-b")

@@ -45,14 +45,12 @@ def update_from_tensors(header: UpdateHeader, tensors: Mapping[str, Tensor]) -> 
     return SiteUpdate(header=header, weights=under("weights", tensors), own=under("own", tensors))
 
 
-def update_parts(
-    header: UpdateHeader, content: bytes, seal: Seal | None = None
-) -> Iterator[UpdatePart]:
-    """Cut an update, whose tensors are already packed, into parts."""
-    yield UpdatePart(header=canonical_json(header))
-    if seal is not None:
-        yield UpdatePart(seal=_seal_message(seal))
-    for chunk in _chunks(content):
+def update_parts(update: SiteUpdate) -> Iterator[UpdatePart]:
+    """Cut an update into parts."""
+    yield UpdatePart(header=canonical_json(update.header))
+    if update.seal is not None:
+        yield UpdatePart(seal=_seal_message(update.seal))
+    for chunk in packed_pieces(update_tensors(update), size=CHUNK_BYTES):
         yield UpdatePart(chunk=chunk)
 
 
@@ -79,12 +77,6 @@ def _seal_message(seal: Seal) -> site_pb2.Seal:
 def _chain(first: UpdatePart, rest: Iterator[UpdatePart]) -> Iterator[UpdatePart]:
     yield first
     yield from rest
-
-
-def _chunks(content: bytes) -> Iterator[bytes]:
-    view = memoryview(content)
-    for start in range(0, len(content), CHUNK_BYTES):
-        yield bytes(view[start : start + CHUNK_BYTES])
 
 
 def _join(
