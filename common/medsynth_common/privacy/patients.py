@@ -229,7 +229,8 @@ def release_mean(
         shape: shape of the vectors; needed where no patient may be sampled.
 
     Returns:
-        The noisy mean, float64, of the vectors' shape.
+        The noisy mean, float64, of the vectors' shape and on their device; with `shape` given and
+        no vector added, on the CPU.
 
     Raises:
         ValueError: vectors of different shapes, or none and no `shape`.
