@@ -63,8 +63,9 @@ class Goal(Value):
     def words(self) -> str:
         """The goal as a line of the page."""
         verdict = {True: "met", False: "**missed**", None: "not measured"}[self.met]
-        wish = f"{'at least' if self.least else 'at most'} {_written(self.bar)} {self.unit}".strip()
-        found = "" if self.figure is None else f": {_written(self.figure)} {self.unit}".rstrip()
+        figure, bar = _told_apart(self.figure, self.bar)
+        wish = f"{'at least' if self.least else 'at most'} {bar} {self.unit}".strip()
+        found = f": {figure} {self.unit}".rstrip() if figure else ""
         return f"- {verdict}{found}, wanted {wish}: {self.what}"
 
 
@@ -81,7 +82,7 @@ class Result(Value):
         seeds: of each row and column, what each seed gave, in their order; not on the page.
         command: that gives these figures again.
         date: of the measurement, ISO 8601, UTC.
-        machine: processor, cores, memory, GPU.
+        machine: processor, cores, what they compute with, memory, GPU.
         load: processes that wanted a core when the benchmark ended, its own included.
         versions: of Python and the packages that matter.
 
@@ -195,6 +196,16 @@ def _written(value: Cell) -> str:
     return str(value)
 
 
+def _told_apart(figure: float | None, bar: float) -> tuple[str, str]:
+    """Write both as in a table, but with as many decimals as show that they differ."""
+    written, wanted = _written(figure), _written(bar)
+    decimals = 0
+    while figure is not None and figure != bar and written == wanted:
+        decimals += 1
+        written, wanted = (f"{one:,.{decimals}f}".rstrip("0").rstrip(".") for one in (figure, bar))
+    return written, wanted
+
+
 def _machine() -> str:
     model = platform.processor() or platform.machine()
     information = Path("/proc/cpuinfo")
@@ -203,7 +214,20 @@ def _machine() -> str:
         model = named[0].partition(":")[2].strip() if named else model
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{model}, {cores} cores, {memory:.0f} GiB, {_gpu()}"
+    return f"{model}, {cores} cores, {_vectors()}, {memory:.0f} GiB, {_gpu()}"
+
+
+def _vectors() -> str:
+    """What torch computes with on this processor, and what it has for bfloat16."""
+    known = torch.backends.cpu.get_cpu_capability()
+    return " ".join([known, *(bfloat16_arithmetic() or ("no bfloat16",))])
+
+
+def bfloat16_arithmetic() -> tuple[str, ...]:
+    """The processor's instructions that compute in bfloat16; none where Linux does not tell."""
+    information = Path("/proc/cpuinfo")
+    flags = set(information.read_text().split()) if information.exists() else set()
+    return tuple(name for name in ("avx512_bf16", "amx_bf16") if name in flags)
 
 
 def _gpu() -> str:

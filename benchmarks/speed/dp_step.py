@@ -1,6 +1,7 @@
 """The price of privacy: one private step over one non-private step.
 
-The ways to step alternate in one run, so that a busy machine slows all; medians are compared. On
+The ways to step alternate in one run, so that a busy machine slows all, and each round begins with
+another; medians are compared, and the ratios of single rounds tell how far to trust these. On
 the CPU it is process CPU time on one thread, and memory is what a step needs beyond what stood
 there before it; where there is a GPU, a large step is timed there too, by the clock. Steps in
 bfloat16 are taken where the hardware computes in it.
@@ -109,10 +110,12 @@ def measure(case: Case, rounds: int, *, device: str = "cpu") -> list[dict[str, C
         step()  # Adam's memory is there from now on
         memory[name] = _needed(step) if device == "cpu" else _needed_on_gpu(step)
     seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(rounds):
-        for name, step in steps.items():
+    names = list(steps)
+    for number in range(rounds):
+        first = number % len(names)  # who comes after whom matters: caches, freed memory
+        for name in names[first:] + names[:first]:
             start = _now(device)
-            step()
+            steps[name]()
             seconds[name].append(_now(device) - start)
     medians = {name: statistics.median(each) for name, each in seconds.items()}
     return [
@@ -122,10 +125,17 @@ def measure(case: Case, rounds: int, *, device: str = "cpu") -> list[dict[str, C
             "way": name,
             "ms": 1000 * medians[name],
             "over non-private": medians[name] / medians["non-private"],
+            "round by round": _spread(seconds[name], seconds["non-private"]),
             "peak MiB": memory[name],
         }
         for name in steps
     ]
+
+
+def _spread(seconds: Sequence[float], base: Sequence[float]) -> str:
+    """The least and the largest of the rounds' own ratios."""
+    ratios = [one / other for one, other in zip(seconds, base, strict=True)]
+    return f"{min(ratios):.3g}..{max(ratios):.3g}"
 
 
 def _ways(device: str) -> dict[str, Callable[[nn.Module, Tensor], Step]]:
@@ -229,6 +239,4 @@ _NO_BFLOAT16: Final = (
 def _has_bfloat16(device: str) -> bool:
     if device != "cpu":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    information = Path("/proc/cpuinfo")
-    flags = information.read_text() if information.exists() else ""
-    return any(flag in flags for flag in ("amx_bf16", "avx512_bf16"))
+    return bool(results.bfloat16_arithmetic())

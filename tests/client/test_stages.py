@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from medsynth_client.critics import CRITICS
+from medsynth_client.critics import mean_features as mean_features_file
 from medsynth_client.critics.mean_features import MeanFeaturesCritic
 from medsynth_client.critics.patchgan import PatchGanCritic
 from medsynth_client.order import Order
@@ -205,6 +207,19 @@ def test_mean_features_are_the_mean_of_all_releases() -> None:
     later = MeanFeaturesCritic(asked)
     later.learn(lambda: batch(volumes()))
     assert float(later.state()["mean-features.releases"]) == 4
+
+
+def test_mean_features_are_kept_on_the_cpu_when_a_gpu_released_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    critic = MeanFeaturesCritic(critic_order(Critic.MEAN_FEATURES))
+    shape = critic.state()["mean-features.sum"].shape
+    with FakeTensorMode(allow_non_fake_inputs=True):  # which forbids what a GPU would
+        on_gpu = torch.zeros(shape, dtype=torch.float64, device="cuda")
+        monkeypatch.setattr(mean_features_file, "release_mean", lambda *_, **__: on_gpu)
+        critic.learn(lambda: batch(volumes()))
+        kept = critic.state()
+    assert {(t.device.type, t.dtype) for t in kept.values()} == {("cpu", torch.float32)}
 
 
 def test_features_of_a_tumour_are_of_those_patients_that_have_one() -> None:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from benchmarks.results import PAGE, Cell, Goal, record, render
 
 ROWS: list[dict[str, Cell]] = [
@@ -36,6 +37,16 @@ def test_a_missed_goal_is_told_and_fails_the_bench(tmp_path: Path) -> None:
     assert not write(tmp_path, 1.2)
     render(tmp_path, tmp_path / "page.md")
     assert "- **missed**: 1.2, wanted at most 1.1" in (tmp_path / "page.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("figure", "told"), [(1.102, "1.102"), (1.1000004, "1.1000004"), (1.1, "1.1"), (1.2, "1.2")]
+)
+def test_a_figure_does_not_look_like_a_bar_that_it_is_not(figure: float, told: str) -> None:
+    (goal,) = goals(figure)
+    assert f": {told}, wanted at most 1.1:" in goal.words
+    large = Goal(what="bytes", figure=1000.4, bar=1000.0)
+    assert large.words == "- **missed**: 1,000.4, wanted at most 1,000: bytes"
 
 
 def test_what_could_not_be_measured_is_neither(tmp_path: Path) -> None:

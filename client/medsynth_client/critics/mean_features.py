@@ -57,7 +57,7 @@ class MeanFeaturesCritic:
                 randomness=order.randomness,
                 shape=self._sum.shape,
             )
-            self._sum = self._sum + released.float()
+            self._sum = self._sum + released.float().cpu()  # kept as all state is
             self._releases = self._releases + 1
 
     def loss(self, classes: Tensor, image: Tensor) -> Tensor:

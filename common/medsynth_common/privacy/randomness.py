@@ -21,9 +21,11 @@ from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algori
 from numpy.typing import NDArray
 from torch import Tensor
 
-#: Normals are made in blocks that stay in a core's cache (16384 pairs: half a megabyte).
+#: So many normals are made at a time: they stay in a core's cache (16384 pairs: half a megabyte).
 #: Below torch's threading grain, so the number of threads cannot change a value.
-_PAIRS: Final = 16384
+BLOCK: Final = 2 * 16384
+#: Its key stream is what these become when they are encrypted.
+_ZEROS: Final = bytes(8 * BLOCK)
 #: Blocks are whole vector registers long: an odd tail would be computed by other instructions.
 _LANES: Final = 64
 _CIPHER_BLOCK: Final = 16
@@ -65,8 +67,8 @@ class _CipherRandomness(ABC):
         """Draw a float64 tensor on the CPU from N(0, std^2), by the Box-Muller transform."""
         count = math.prod(shape)
         drawn = torch.empty(_round_up(count, 2 * _LANES), dtype=torch.float64)
-        scratch = torch.empty(3, min(_PAIRS, len(drawn) // 2), dtype=torch.float64)
-        for block in torch.split(drawn, 2 * _PAIRS):
+        scratch = torch.empty(3, min(BLOCK, len(drawn)) // 2, dtype=torch.float64)
+        for block in torch.split(drawn, BLOCK):
             self._fill_normal(block, std, scratch[:, : len(block) // 2])
         return drawn[:count].reshape(tuple(shape))
 
@@ -145,7 +147,8 @@ def _stream_cipher(key: bytes) -> CipherContext:
 
 def _next_bytes(cipher: CipherContext, length: int) -> bytearray:
     stream = bytearray(length + _CIPHER_BLOCK)
-    cipher.update_into(bytes(length), stream)
+    zeros = _ZEROS if length == len(_ZEROS) else bytes(length)
+    cipher.update_into(zeros, stream)
     return stream
 
 
