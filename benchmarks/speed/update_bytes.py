@@ -1,7 +1,7 @@
 """Bytes that a site sends in a round, and what rounding them does to the Dice.
 
-A segmenter is trained on public phantoms, then by private rounds at four sites of other scanners,
-once for each number of bits, from the same start with the same patients, crops and noise.
+The public segmenter is trained on by private rounds at four sites, once for each number of bits,
+from the same start with the same patients, crops and noise.
 """
 
 import statistics
@@ -19,7 +19,7 @@ from medsynth_common.labels import Region, segmenter_target
 from medsynth_common.learning.dice import region_dice
 from medsynth_common.learning.segmenting import segment
 from medsynth_common.learning.volumes import Volume
-from medsynth_common.networks import NetworkSettings, build_segmenter
+from medsynth_common.networks import build_segmenter
 from medsynth_common.phantom import SITE_SCANNERS, make_phantom
 from medsynth_common.plan import Bits, PlanHeader, RoundPlan, SegmentSettings, Stage
 from medsynth_common.privacy.mechanism import Gaussian
@@ -29,19 +29,20 @@ from medsynth_common.wire.forms import answered_weights
 from medsynth_common.wire.rounding import restored, rounded
 from medsynth_server.config import Segment
 from medsynth_server.public_directions import find_directions
-from medsynth_server.segmenter_training import train_on
-from medsynth_server.synthesis import crop_batches, repeat_batches
+from medsynth_server.shipped import shipped_model
+from medsynth_server.synthesis import Painter, crop_batches
 
 SEEDS: Final = (1, 2, 3)
 SITES: Final = 4
 PATIENTS: Final = 10
 HELD_OUT: Final = 3
 ROUNDS: Final = 5
-FREE_STEPS: Final = 60
 _CPU: Final = torch.device("cpu")
+_PUBLIC: Final = shipped_model()
 _GRID: Final = (32, 32, 32)
 _CROP: Final = (24, 24, 24)
-_NETWORKS: Final = NetworkSettings(segmenter_channels=(8, 16, 32))
+#: As in stage segment: volumes that are painted, and gradients from each.
+_MAPS, _CUTS = 48, 4
 _DIRECTIONS: Final = Segment().directions
 #: Noise on a mean coordinate of 0.04 clips: as much as hospitals of a hundred have at epsilon 8.
 _MECHANISM: Final = Gaussian(
@@ -59,17 +60,16 @@ def _phantoms(site: int, first: int, count: int) -> list[Volume]:
 
 
 def _start(seed: int) -> dict[str, Tensor]:
-    """Weights after public training on one scanner that no site has, and directions from there."""
-    volumes = _phantoms(SITES, 10_000 * seed, 6)
-    torch.manual_seed(seed)
+    """The public weights, and directions from there: of volumes painted as for no scanner."""
+    painter = Painter(_PUBLIC, ["nobody"], grid=_GRID, device=_CPU)
+    painted = painter.batches(seed=seed, batch=1, fresh=_MAPS)
     crops = crop_batches(
-        repeat_batches(volumes, batch=2, seed=seed), crop=_CROP, seed=seed, device=_CPU
+        (batch for batch in painted for _ in range(_CUTS)), crop=_CROP, seed=seed, device=_CPU
     )
-    segmenter = build_segmenter(_NETWORKS)
-    weights, _ = train_on(crops, segmenter, steps=FREE_STEPS, spatial_dims=3, seed=seed)
-    segmenter.load_state_dict(weights)
-    found = find_directions(segmenter, crops, count=_DIRECTIONS, spatial_dims=3)
-    return with_prefix("segmenter", weights) | with_prefix("directions", found.tensors())
+    found = find_directions(
+        _PUBLIC.segmenter(_CPU), crops, count=_DIRECTIONS, spatial_dims=len(_GRID)
+    )
+    return _PUBLIC.part("segmenter") | with_prefix("directions", found.tensors())
 
 
 def _train(
@@ -111,7 +111,7 @@ def _header(number: int, site: int, bits: Bits) -> PlanHeader:
         site=f"site-{site}",
         grid=_GRID,
         crop=_CROP,
-        networks=_NETWORKS,
+        networks=_PUBLIC.networks,
         settings=SegmentSettings(crops=2, directions=_DIRECTIONS, sites=SITES),
         mechanisms=(_MECHANISM,),
         public_seed=1,
@@ -121,7 +121,7 @@ def _header(number: int, site: int, bits: Bits) -> PlanHeader:
 
 def _dice(weights: Mapping[str, Tensor], patients: Sequence[Volume]) -> float:
     """Mean Dice of the whole tumour."""
-    segmenter = build_segmenter(_NETWORKS)
+    segmenter = build_segmenter(_PUBLIC.networks)
     segmenter.load_state_dict(under("segmenter", weights))
     segmenter.eval()
     found = [
@@ -151,7 +151,7 @@ def main() -> bool:
         for bits, scores in dice.items():
             weights, bytes_up[bits] = _train(start, sites, bits, seed)
             scores.append(_dice(weights, held_out))
-    rows: list[dict[str, Cell]] = [_row("public training alone", None, None, before)]
+    rows: list[dict[str, Cell]] = [_row("public weights", None, None, before)]
     for bits in sorted(dice, reverse=True):
         share = bytes_up[bits] / bytes_up[32]
         rows.append(_row(f"{bits} bits a weight", bytes_up[bits] / 1000, share, dice[bits]))

@@ -44,11 +44,22 @@ def test_a_usual_gradient_has_length_one_and_its_step_that_of_adam() -> None:
     found, public = Directions.of(gradients(), count=KNOWN), gradients()
     coordinates = torch.stack([found.coordinates(one) for one in public])
     assert float(coordinates.square().sum(1).mean()) == pytest.approx(1, rel=1e-2)
-    steps = torch.stack([found.weights(found.step(one)) for one in coordinates])
-    assert float(steps.square().sum(1).mean()) == pytest.approx(WEIGHTS, rel=1e-2)
+    # A tenth of it, as a mean over patients is shorter: no direction comes to its bound.
+    steps = torch.stack([found.weights(found.step(one / 10)) for one in coordinates])
+    assert float(steps.square().sum(1).mean()) == pytest.approx(WEIGHTS / 100, rel=1e-2)
     # As long in every direction, however long gradients are there.
     even = (steps @ found.basis.T).square().mean(0)
     torch.testing.assert_close(even, even.mean().expand(KNOWN), rtol=3e-2, atol=0)
+
+
+def test_patients_unlike_all_that_is_public_do_not_throw_the_weights_away() -> None:
+    """All of their gradient may lie where public ones are shortest, and be as long as the clip."""
+    found = Directions.of(gradients(), count=KNOWN)
+    for unlike in torch.eye(KNOWN):
+        for size in (1.0, -1.0, 100.0):
+            step = found.step(size * unlike)
+            assert float(step.abs().max()) <= 2 * math.sqrt(WEIGHTS / KNOWN) * (1 + 1e-6)
+            assert float(step @ unlike) * size > 0
 
 
 def test_a_longer_unit_of_the_loss_changes_no_step() -> None:
@@ -127,12 +138,16 @@ def test_a_step_of_noise_alone_is_as_long_as_there_are_directions_not_weights() 
         Gaussian(name="m", clip=1.0, noise_multiplier=noise, sampling_rate=1.0, steps=1)
         for noise in (1.0, 10.0)
     )
-    coordinate = mechanism.noise_std / 4.0
-    wanted = (found.step(torch.full((KNOWN,), coordinate)) * 0.01).square().sum()
-    assert moved(found, mechanism) == pytest.approx(float(wanted), rel=0.2)
+
+    def wanted(noise: float, rate: float) -> float:
+        normal = torch.randn(5000, KNOWN, generator=torch.Generator().manual_seed(5))
+        steps = rate * found.step(normal * noise * mechanism.noise_std / 4.0)
+        return float(steps.square().sum(1).mean())
+
+    assert moved(found, mechanism) == pytest.approx(wanted(1.0, 0.01), rel=0.2)
     # Ten times the noise, and the rate shorter by the square of its length over 0.7.
     shorter = (10 / 4.0 * math.sqrt(KNOWN) / 0.7) ** -2
-    assert moved(found, loud) == pytest.approx((10 * shorter) ** 2 * float(wanted), rel=0.2)
+    assert moved(found, loud) == pytest.approx(wanted(10.0, 0.01 * shorter), rel=0.2)
 
 
 def test_a_loss_goes_down_along_them_though_patients_have_other_gradients_too() -> None:

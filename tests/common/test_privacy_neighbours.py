@@ -82,6 +82,13 @@ class Gradients:
         return -weight.detach()
 
 
+class Unbounded(Directions):
+    """Steps that tell the release as it is: their bound is made of it afterwards."""
+
+    def step(self, coordinates: Tensor) -> Tensor:
+        return self.rates * coordinates * self.reach.sqrt() * self._length
+
+
 @dataclass(frozen=True, kw_only=True)
 class Coordinates:
     """The same by a step along directions, here the axes, whose units change nothing."""
@@ -93,7 +100,7 @@ class Coordinates:
         axes, even = torch.eye(WIDTH).double(), torch.full((WIDTH,), WIDTH**-0.5).double()
         optimizer = GuidedOptimizer(
             [weight],
-            Directions.along(axes, even),
+            Unbounded.along(axes, even),
             MECHANISM,
             expected_patients=self.expected,
             randomness=randomness,

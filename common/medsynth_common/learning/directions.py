@@ -9,7 +9,7 @@ along them need noise for as many numbers as there are directions.
 Gradients are much longer along some directions than along others, and where they are short there
 is as much to learn. So a gradient's coordinates are divided by the root of its usual length there,
 once before noise is added and once after, which makes of the step what Adam makes of it: as long
-in every direction.
+in every direction, and bounded in each.
 """
 
 import math
@@ -26,6 +26,9 @@ from medsynth_common.tensors import TensorParts
 
 #: A direction in which public gradients are shorter than this part of the longest is rounding.
 _LEAST: Final = 1e-4
+#: A step along a direction is at most so many usual ones. One is Adam's own bound, and lost .002
+#: to .010 of Dice; two lost nothing measurable.
+_FURTHEST: Final = 2.0
 _PART: Final = 1 << 18
 _LARGEST_ROOT: Final = 127
 
@@ -103,16 +106,24 @@ class Directions(TensorParts):
         """How far to go along each direction for a mean of coordinates, at a rate of 1.
 
         Adam's first step moves every weight by its rate. This step is as long, in all, if the mean
-        is of a usual gradient's length.
+        is of a usual gradient's length; and twice that at most in each direction. Where patients
+        are unlike what is public, their gradients are long where public ones are short, and what
+        evens these would throw the weights far away.
         """
         along = coordinates.to(self.reach) * self.reach.sqrt() * self._length
-        return self.rates * along
+        usual = (self._inverse(self.reach) * along).clamp(-_FURTHEST, _FURTHEST)
+        return usual * self._even
+
+    @property
+    def _even(self) -> float:
+        """Adam's first step of all weights, shared among the directions."""
+        count, weights = self.roots.shape
+        return math.sqrt(weights / count)
 
     @property
     def rates(self) -> Tensor:
-        """How far `step` goes along each for a gradient of 1; not at all where there is none."""
-        count, weights = self.roots.shape
-        return self._inverse(self.reach) * math.sqrt(weights / count)
+        """How far a step goes along each for a gradient of 1; not at all where there is none."""
+        return self._inverse(self.reach) * self._even
 
     def weights(self, along: Tensor) -> Tensor:
         """What going so far along each (direction,) adds to the weights (weight,)."""
