@@ -31,7 +31,7 @@ from federation.socket_observer import (
 from federation.test_finished_run import command
 from medsynth_client import trainer as trainer_file
 from medsynth_client.audit import AuditLog
-from medsynth_client.gate import Gate
+from medsynth_client.gate import Gate, Release
 from medsynth_client.order import Order, Outcome
 from medsynth_client.stages import WORK
 from medsynth_client.trainer import Trainer
@@ -40,11 +40,15 @@ from medsynth_common.dataset.source import FolderSource, load_patients
 from medsynth_common.errors import BadData
 from medsynth_common.learning.volumes import Volume
 from medsynth_common.plan import RoundPlan, Stage
-from medsynth_common.tensors import pack
 from medsynth_common.update import SiteUpdate
 from medsynth_common.volumes import read_volume, write_volume
 from medsynth_common.wire import trainer_rpc
-from medsynth_common.wire.parts import plan_from_parts, plan_parts, update_from_parts
+from medsynth_common.wire.parts import (
+    plan_from_parts,
+    plan_parts,
+    update_from_parts,
+    update_parts,
+)
 from medsynth_common.wire.site_pb2 import UpdatePart
 from medsynth_common.wire.trainer_rpc import TrainerClient, serve
 from medsynth_server.arm import ArmTraining
@@ -276,7 +280,8 @@ def faults(clinic: tuple[Path, Secrets], tmp_path: Path, socket: Path) -> Callab
 
     def ask(*plans: RoundPlan, files: Sequence[Path] = ()) -> list[str]:
         site, known = clinic
-        for record in (*site.glob("ledger*"), *site.glob("audit*"), *site.glob("state*")):
+        kept = (*site.glob("ledger*"), *site.glob("audit*"), *site.glob("state/*"))
+        for record in kept:
             record.unlink()
         server = serve(Trainer([site], device=torch.device("cpu")), socket)
         observer = SocketObserver(socket)
@@ -373,7 +378,10 @@ def test_voxels_in_a_tensor_are_found(
 def test_a_message_without_its_line_is_found(
     faults: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Gate, "release", lambda _self, content, *_, **__: content)
+    def open_door(_: Gate, content: bytes, *_args: object, **_asked: object) -> Release:
+        return Release(content=content, sha256=hashlib.sha256(content).hexdigest())
+
+    monkeypatch.setattr(Gate, "release", open_door)
     (found,) = faults(LEVEL)
     assert found.startswith("no line in an audit log for ")
 
@@ -381,10 +389,11 @@ def test_a_message_without_its_line_is_found(
 def test_a_message_of_other_bytes_than_its_line_is_found(
     faults: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def other(tensors: Any) -> bytes:
-        return pack({name: tensor + 1 for name, tensor in tensors.items()})
+    def other(update: SiteUpdate) -> Iterator[UpdatePart]:
+        own = {name: tensor + 1 for name, tensor in update.own.items()}
+        return update_parts(replace(update, own=own))
 
-    monkeypatch.setattr(trainer_file, "pack", other)
+    monkeypatch.setattr(trainer_file, "update_parts", other)
     assert len(faults(LEVEL)) == 2  # a message without a line, a line without its message
 
 
