@@ -128,7 +128,7 @@ def test_a_plan_is_answered_and_the_trainer_has_no_network(hospital: Hospital, w
     assert charged(hospital) == [1]
 
     # The coordinator may have the answer before the node knows that it was sent.
-    hospital.wait(lambda status: status["phase"] != "sending")
+    hospital.connected()
     facts = site_status(hospital.folder)
     stage = wire.plan_for(SITE).header.stage
     assert (facts["phase"], facts["stage"], facts["round"]) == ("waiting", stage, 1)
