@@ -1,14 +1,10 @@
 import itertools
 
-import numpy as np
-import pytest
 import torch
-from scipy import ndimage
 from torch import Tensor, nn
 
 from medsynth_common.labels import SEGMENTER_CLASSES, Tissue
-from medsynth_common.learning.segmenting import SPECK, segment, without_specks
-from medsynth_common.phantom import draw_labels
+from medsynth_common.learning.segmenting import DOUBTFUL, segment, sure_finds
 
 CORE, OEDEMA = SEGMENTER_CLASSES.index(Tissue.CORE), SEGMENTER_CLASSES.index(Tissue.OEDEMA)
 
@@ -16,9 +12,9 @@ CORE, OEDEMA = SEGMENTER_CLASSES.index(Tissue.CORE), SEGMENTER_CLASSES.index(Tis
 def bright_in_flair() -> nn.Module:
     """A "segmenter" that calls what is bright in FLAIR oedema."""
     weights = torch.zeros(4, 4, 1, 1, 1)
-    weights[OEDEMA, 3] = 1.0
+    weights[OEDEMA, 3] = 10.0
     threshold = nn.Conv3d(4, 4, 1)
-    threshold.load_state_dict({"weight": weights, "bias": torch.tensor([0.5, 0.0, 0.0, 0.0])})
+    threshold.load_state_dict({"weight": weights, "bias": torch.tensor([5.0, 0.0, 0.0, 0.0])})
     return threshold
 
 
@@ -58,43 +54,54 @@ def test_four_windows_are_seen_all_eight_ways() -> None:
 def test_what_is_found_is_the_mean_of_both_views() -> None:
     draw = torch.Generator().manual_seed(1)
     uneven = nn.Conv3d(4, 4, 3, padding=1)  # sees left and right differently
-    weights = torch.randn(uneven.weight.shape, generator=draw)
+    weights = 3 * torch.randn(uneven.weight.shape, generator=draw)
     uneven.load_state_dict({"weight": weights, "bias": torch.zeros(4)})
     image = torch.randn(4, 16, 16, 16, generator=draw)
     with torch.no_grad():
         whole = (1, 2, 3)
         one = uneven(image).softmax(0)
         other = uneven(image.flip(whole)).softmax(0).flip(whole)
-    wanted = without_specks(((one + other) / 2).argmax(0))
-    assert not torch.equal(wanted, without_specks(one.argmax(0)))
+    wanted = sure_finds((one + other) / 2)
+    assert bool((wanted > 0).any())
+    assert not torch.equal(wanted, sure_finds(one))
     assert torch.equal(segment(uneven, image, crop=(16, 16, 16), spatial_dims=3), wanted)
 
 
-def find(voxels: int) -> Tensor:
-    """A find of so many voxels, each touching the next by a corner."""
-    found = torch.zeros(SPECK + 1, SPECK + 1, SPECK + 1, dtype=torch.int64)
-    diagonal = torch.arange(voxels)
-    found[diagonal, diagonal, diagonal] = OEDEMA
-    return found
+def probabilities(*finds: tuple[slice, float, int]) -> Tensor:
+    """Of a row of voxels along x that are healthy but for some finds, each so sure of a tissue."""
+    chances = torch.zeros(4, 12, 3, 3)
+    chances[0] = 1.0
+    for where, sure, tissue in finds:
+        chances[0, where, 1, 1] = 1 - sure
+        chances[tissue, where, 1, 1] = sure
+    return chances
 
 
-@pytest.mark.parametrize(("voxels", "kept"), [(SPECK, True), (SPECK - 1, False), (0, True)])
-def test_a_speck_is_no_lesion(voxels: int, kept: bool) -> None:
-    found = find(voxels)
-    assert torch.equal(without_specks(found), found if kept else torch.zeros_like(found))
+def test_a_find_is_kept_or_dropped_as_a_whole_by_its_mean() -> None:
+    sure, doubtful = slice(0, 2), slice(6, 9)
+    chances = probabilities((sure, DOUBTFUL + 0.01, OEDEMA), (doubtful, DOUBTFUL - 0.01, CORE))
+    found = sure_finds(chances)
+    assert found[sure, 1, 1].tolist() == [OEDEMA] * 2
+    assert int((found > 0).sum()) == 2
+    # What is doubtful in a find that is sure as a whole is part of it.
+    edge = probabilities((slice(0, 3), 0.95, CORE), (slice(3, 4), 0.55, OEDEMA))
+    assert sure_finds(edge)[:5, 1, 1].tolist() == [CORE] * 3 + [OEDEMA, 0]
+    # And the other way round.
+    tip = probabilities((slice(0, 3), 0.55, CORE), (slice(3, 4), 0.95, CORE))
+    assert not bool(sure_finds(tip).any())
 
 
-def test_what_is_small_in_a_large_lesion_stays() -> None:
-    found = find(SPECK)
-    found[3, 3, 3] = CORE
-    speck = found.clone()
-    speck[-1, 0, 0] = CORE
-    assert torch.equal(without_specks(speck), found)
+def test_tissues_of_a_tumour_speak_for_each_other() -> None:
+    torn = probabilities((slice(0, 3), 0.5, CORE))
+    torn[0, :3, 1, 1], torn[OEDEMA, :3, 1, 1] = 0.1, 0.4
+    assert sure_finds(torn)[:3, 1, 1].tolist() == [CORE] * 3
 
 
-def test_no_lesion_of_public_training_is_a_speck() -> None:
-    # The rule stands on this: what training never shows cannot be found for good reason.
-    for seed in range(8):
-        labels = draw_labels(np.random.default_rng(seed), (24, 24, 24), tumours=2)
-        lesions, _ = ndimage.label(labels >= Tissue.CORE, structure=np.ones((3, 3, 3)))
-        assert np.bincount(lesions.ravel()).min() > 2 * SPECK
+def test_finds_that_touch_by_a_corner_are_one() -> None:
+    chances = probabilities((slice(0, 2), 0.99, CORE))
+    chances[:, 2, 2, 2] = torch.tensor([0.45, 0.55, 0.0, 0.0])
+    assert int((sure_finds(chances) > 0).sum()) == 3
+
+
+def test_nothing_found_is_nothing() -> None:
+    assert not bool(sure_finds(probabilities()).any())

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from medsynth_common.learning.volumes import over_volumes
 
-#: A find of fewer voxels is dropped. Public training shows no lesion whose solid part has a radius
-#: below 2.2 voxels, 45 of them (`phantom.tumour`); this is less than half of it.
-SPECK: Final = 20
+#: A find is dropped where the mean probability of tumour over its voxels is lower. Chosen on
+#: development federations by lesion-wise Dice: nineteen true finds of twenty lie above it, and nine
+#: false ones of ten below.
+DOUBTFUL: Final = 0.78
 _NEIGHBOURS: Final = np.ones((3, 3, 3), dtype=bool)
 #: Axes of (n, c, x, y, z), and those that a window and the three after it are mirrored along. Each
 #: is seen the opposite way too, so that four windows are seen all eight ways.
@@ -25,7 +26,7 @@ _OPPOSITE: Final = tuple(tuple(a for a in _AXES if a not in along) for along in 
 def segment(
     segmenter: nn.Module, image: Tensor, *, crop: tuple[int, ...], spatial_dims: int
 ) -> Tensor:
-    """Segment one image (4, x, y, z) into channel numbers (x, y, z), without specks.
+    """Segment one image (4, x, y, z) into channel numbers (x, y, z), without doubtful finds.
 
     The network sees windows of the size it was trained on: its instance normalisation has other
     statistics on a whole volume. Windows overlap by half, and each is seen mirrored in two ways
@@ -44,7 +45,7 @@ def segment(
         overlap=0.5,
         mode="gaussian",
     )
-    return without_specks(probabilities.argmax(1)[0])
+    return sure_finds(probabilities[0])
 
 
 def _seen_twice(network: Callable[[Tensor], Tensor], windows: Tensor) -> Tensor:
@@ -63,14 +64,22 @@ def _mirrored(
     return torch.cat([one.flip(along) for one, along in zip(found.unsqueeze(1), ways, strict=True)])
 
 
-def without_specks(found: Tensor) -> Tensor:
-    """Turn finds of fewer than `SPECK` voxels, 26 neighbours touching, into healthy tissue.
+def sure_finds(probabilities: Tensor) -> Tensor:
+    """Decide each voxel, and turn finds that are doubtful as a whole into healthy tissue.
+
+    A find is a component of 26 neighbours; it is scored by the mean probability of its voxels, as
+    FracNet's are (Jin et al. 2020).
 
     Args:
-        found: channel numbers (x, y, z); 0 is healthy.
+        probabilities: (channel, x, y, z), summing to 1; channel 0 is healthy.
+
+    Returns:
+        channel numbers (x, y, z).
 
     """
-    pieces, _ = ndimage.label(found.cpu().numpy() > 0, structure=_NEIGHBOURS)
-    sizes = np.bincount(pieces.ravel())
-    large = sizes >= SPECK
-    return found * torch.from_numpy(large[pieces]).to(found.device)
+    found = probabilities.argmax(0)
+    pieces, count = ndimage.label(found.cpu().numpy() > 0, structure=_NEIGHBOURS)
+    tumour = 1 - probabilities[0].double().cpu().numpy()
+    means = ndimage.mean(tumour, pieces, range(1, count + 1))
+    sure = np.concatenate([[True], np.asarray(means) >= DOUBTFUL])
+    return found * torch.from_numpy(sure[pieces]).to(found.device)
