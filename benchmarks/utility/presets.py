@@ -5,7 +5,7 @@ from typing import Any, Final, Literal
 from benchmarks.utility.federation import DELTA, Patients
 from medsynth_common.plan import Critic
 from medsynth_common.privacy.mechanism import Value
-from medsynth_server.config import RunConfig, parse_config
+from medsynth_server.config import RunConfig, Segment, parse_config
 
 #: Added to a preset's seed on the federation that settings are chosen on: nobody is in both.
 DEVELOPMENT: Final = 1000
@@ -22,7 +22,7 @@ class Preset(Value):
         side, crop: of the grid and of what networks train on, voxels.
         sites, each, held_out, unseen: see `Patients`.
         hospitals: how large federations are compared, each patient's budget being the same.
-        rounds, steps, sampling_rate, free_steps: of stage segment.
+        rounds, steps, sampling_rate, free_steps, directions: of stage segment.
         adversarial_rounds, generator_steps: of stage adversarial.
         synthetic, synthetic_steps: the set of those that train on synthetic images alone, and
             for how long they do.
@@ -43,6 +43,7 @@ class Preset(Value):
     steps: int
     sampling_rate: float
     free_steps: int
+    directions: int = Segment().directions
     adversarial_rounds: int
     generator_steps: int
     synthetic: int
@@ -90,6 +91,7 @@ class Preset(Value):
                 "steps": self.steps,
                 "sampling_rate": self.sampling_rate,
                 "free_steps": self.free_steps,
+                "directions": self.directions,
             },
             "adversarial": adversary,
         }
@@ -140,6 +142,7 @@ PRESETS: Final[dict[_Name, Preset]] = {
         steps=3,
         sampling_rate=0.15,
         free_steps=40,
+        directions=16,  # to find 64 for each of eight models would take minutes
         adversarial_rounds=1,
         generator_steps=4,
         synthetic=16,

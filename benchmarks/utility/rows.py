@@ -103,7 +103,8 @@ class Comparison:
 
     def _before_private_steps(self) -> Measured:
         """What free training in the released styles has taught before patients are asked."""
-        config = self.preset.config(epsilon=_WHOLE)
+        # Directions of private steps would be found after free training, and not be used.
+        config = self.preset.model_copy(update={"directions": 0}).config(epsilon=_WHOLE)
         stages = (Stage.MOMENTS, Stage.SEGMENT)
         sites = self.patients.training
         # Moments have two rounds; of stage segment the first is the coordinator's.
