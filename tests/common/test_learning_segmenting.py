@@ -1,10 +1,14 @@
 import itertools
 
+import numpy as np
+import pytest
 import torch
+from scipy import ndimage
 from torch import Tensor, nn
 
 from medsynth_common.labels import SEGMENTER_CLASSES, Tissue
-from medsynth_common.learning.segmenting import DOUBTFUL, segment, sure_finds
+from medsynth_common.learning.segmenting import BEHIND, SPECK, segment, sure_finds
+from medsynth_common.phantom import draw_labels
 
 CORE, OEDEMA = SEGMENTER_CLASSES.index(Tissue.CORE), SEGMENTER_CLASSES.index(Tissue.OEDEMA)
 
@@ -68,40 +72,71 @@ def test_what_is_found_is_the_mean_of_both_views() -> None:
 
 
 def probabilities(*finds: tuple[slice, float, int]) -> Tensor:
-    """Of a row of voxels along x that are healthy but for some finds, each so sure of a tissue."""
-    chances = torch.zeros(4, 12, 3, 3)
+    """Of columns of nine voxels along x, healthy but for finds that are so sure of a tissue."""
+    chances = torch.zeros(4, 20, 3, 3)
     chances[0] = 1.0
     for where, sure, tissue in finds:
-        chances[0, where, 1, 1] = 1 - sure
-        chances[tissue, where, 1, 1] = sure
+        chances[0, where] = 1 - sure
+        chances[1:, where] = 0
+        chances[tissue, where] = sure
     return chances
 
 
-def test_a_find_is_kept_or_dropped_as_a_whole_by_its_mean() -> None:
-    sure, doubtful = slice(0, 2), slice(6, 9)
-    chances = probabilities((sure, DOUBTFUL + 0.01, OEDEMA), (doubtful, DOUBTFUL - 0.01, CORE))
-    found = sure_finds(chances)
-    assert found[sure, 1, 1].tolist() == [OEDEMA] * 2
-    assert int((found > 0).sum()) == 2
-    # What is doubtful in a find that is sure as a whole is part of it.
-    edge = probabilities((slice(0, 3), 0.95, CORE), (slice(3, 4), 0.55, OEDEMA))
-    assert sure_finds(edge)[:5, 1, 1].tolist() == [CORE] * 3 + [OEDEMA, 0]
-    # And the other way round.
-    tip = probabilities((slice(0, 3), 0.55, CORE), (slice(3, 4), 0.95, CORE))
-    assert not bool(sure_finds(tip).any())
+def columns(probabilities: Tensor) -> list[int]:
+    """What is found along x, in columns that hold one tissue each."""
+    found = sure_finds(probabilities)
+    assert bool((found == found[:, :1, :1]).all())
+    return found[:, 0, 0].tolist()
+
+
+def test_a_find_is_dropped_as_a_whole_that_is_much_less_sure_than_the_surest() -> None:
+    for sure in (0.95, 0.65):  # on a scanner that it knows, and on another
+        for behind, kept in ((BEHIND - 0.01, True), (BEHIND + 0.01, False)):
+            chances = probabilities((slice(0, 3), sure, OEDEMA), (slice(6, 9), sure - behind, CORE))
+            other = [CORE if kept else 0] * 3
+            assert columns(chances) == [OEDEMA] * 3 + [0] * 3 + other + [0] * 11
+
+
+def test_a_find_is_as_sure_as_its_voxels_are_on_average() -> None:
+    surest, edge = (slice(0, 3), 0.9, OEDEMA), (slice(9, 10), 0.55, OEDEMA)
+    kept = probabilities(surest, (slice(6, 9), 0.95, CORE), edge)
+    assert columns(kept)[6:11] == [CORE] * 3 + [OEDEMA, 0]
+    tip = (slice(9, 10), 0.95, CORE)
+    assert columns(probabilities(surest, (slice(6, 9), 0.55, CORE), tip))[6:11] == [0] * 5
 
 
 def test_tissues_of_a_tumour_speak_for_each_other() -> None:
-    torn = probabilities((slice(0, 3), 0.5, CORE))
-    torn[0, :3, 1, 1], torn[OEDEMA, :3, 1, 1] = 0.1, 0.4
-    assert sure_finds(torn)[:3, 1, 1].tolist() == [CORE] * 3
+    torn = probabilities((slice(0, 3), 0.9, OEDEMA), (slice(6, 9), 0.5, CORE))
+    torn[0, 6:9], torn[OEDEMA, 6:9] = 0.1, 0.4
+    assert columns(torn)[6:9] == [CORE] * 3
 
 
-def test_finds_that_touch_by_a_corner_are_one() -> None:
-    chances = probabilities((slice(0, 2), 0.99, CORE))
-    chances[:, 2, 2, 2] = torch.tensor([0.45, 0.55, 0.0, 0.0])
-    assert int((sure_finds(chances) > 0).sum()) == 3
+def diagonal(voxels: int) -> Tensor:
+    """A find of so many voxels, each touching the next by a corner."""
+    chances = torch.zeros(4, SPECK + 1, SPECK + 1, SPECK + 1)
+    chances[0] = 1.0
+    line = torch.arange(voxels)
+    chances[0, line, line, line] = 0.2
+    chances[OEDEMA, line, line, line] = 0.8
+    return chances
 
 
-def test_nothing_found_is_nothing() -> None:
-    assert not bool(sure_finds(probabilities()).any())
+@pytest.mark.parametrize(("voxels", "kept"), [(SPECK, SPECK), (SPECK - 1, 0), (0, 0)])
+def test_a_speck_is_no_lesion(voxels: int, kept: int) -> None:
+    assert int((sure_finds(diagonal(voxels)) > 0).sum()) == kept
+
+
+def test_no_find_is_measured_by_a_speck() -> None:
+    chances = diagonal(SPECK)
+    chances[:, -1, 0, 0] = torch.tensor([0.0, 1.0, 0.0, 0.0])
+    found = sure_finds(chances)
+    assert int((found > 0).sum()) == SPECK
+    assert not bool(found[-1, 0, 0])
+
+
+def test_no_lesion_of_public_training_is_a_speck() -> None:
+    # The rule stands on this: what training never shows cannot be found for good reason.
+    for seed in range(8):
+        labels = draw_labels(np.random.default_rng(seed), (24, 24, 24), tumours=2)
+        lesions, _ = ndimage.label(labels >= Tissue.CORE, structure=np.ones((3, 3, 3)))
+        assert np.bincount(lesions.ravel()).min() > 2 * SPECK
