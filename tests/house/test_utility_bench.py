@@ -110,7 +110,7 @@ class Pointing(torch.nn.Module):
     """Finds a tumour where the first contrast says so."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        none, core = torch.zeros_like(images[:, :1]), 8 * images[:, :1] - 4
+        none, core = torch.zeros_like(images[:, :1]), 2 * images[:, :1] - 1
         return torch.cat([none, core, *([none - 9] * (len(SEGMENTER_CLASSES) - 2))], dim=1)
 
 
