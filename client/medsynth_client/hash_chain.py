@@ -20,12 +20,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
-from medsynth_common.durable import write_bytes
+from medsynth_common.durable import write_sector
 from medsynth_common.errors import BadRecord, ClockWentBack, Problem, StorageFailed, TimedOut
 
 #: Clocks that are set by the network step back a little.
 CLOCK_SLACK: Final = timedelta(minutes=5)
 _POLL_SECONDS: Final = 0.02
+#: Every head file is as long, however many its entries.
+_HEAD_LENGTH: Final = 127
 _CANONICAL: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
@@ -82,9 +84,9 @@ def read_head(record: Path) -> Head:
 
 
 def write_head(record: Path, head: Head) -> None:
-    """Replace the head file durably. Raises StorageFailed."""
+    """Bring the head file up to `head`, durably. Raises StorageFailed."""
     try:
-        write_bytes(head_path(record), (canonical(asdict(head)) + "\n").encode())
+        write_sector(head_path(record), f"{canonical(asdict(head)):<{_HEAD_LENGTH}}\n".encode())
     except OSError as error:
         raise StorageFailed(f"{head_path(record).name}: {error.strerror}") from error
 

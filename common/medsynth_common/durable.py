@@ -11,6 +11,9 @@ from typing import Any, Final
 
 #: How the names of files begin that are not whole yet.
 _PART: Final = ".part-"
+_SECTOR: Final = 512
+#: Without times of change, where the system can do without.
+_sync_data: Final = getattr(os, "fdatasync", os.fsync)
 
 
 @contextmanager
@@ -72,6 +75,23 @@ def write_pieces(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
     """Write `pieces` one after the other to `path`, whole or not at all."""
     with replacing(path) as part, part.open("wb") as stream:
         stream.writelines(pieces)
+
+
+def write_sector(path: Path, content: bytes) -> None:
+    """Write at most 512 bytes to `path`, old or new after any crash; over a file of this length.
+
+    A disk writes a sector whole or not at all (PostgreSQL's control file rests on that, too). Where
+    a file's name and length stay, its bytes are all that has to reach the disk, which takes a small
+    part of what a new file takes. A file of another length, or none, is replaced.
+    """
+    if len(content) > _SECTOR:
+        raise ValueError(f"a sector holds {_SECTOR} bytes, got {len(content)}")
+    if not path.exists() or path.stat().st_size != len(content):
+        write_bytes(path, content)
+        return
+    with _named(path), path.open("r+b", buffering=0) as stream:
+        stream.write(content)
+        _sync_data(stream.fileno())
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

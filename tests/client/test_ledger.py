@@ -476,7 +476,7 @@ def test_a_head_that_cannot_be_written_is_told_and_over_counts(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(hash_chain, "write_bytes", refuse)
+        patched.setattr(hash_chain, "write_sector", refuse)
         with pytest.raises(StorageFailed, match="No space left"):
             reserve(ledger)
     assert ledger.spent() == pytest.approx(0.4)  # charged, though it said no: over-counted

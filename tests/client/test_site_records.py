@@ -119,7 +119,7 @@ def test_when_even_the_audit_log_fails_the_first_error_is_told(
 
     site = Site(folder, device=CPU)
     before = (folder / "audit.jsonl").read_bytes()
-    monkeypatch.setattr(hash_chain, "write_bytes", full)
+    monkeypatch.setattr(hash_chain, "write_sector", full)
     monkeypatch.setattr("medsynth_client.audit.append_line", full)
     with pytest.raises(StorageFailed, match=r"ledger\.db\.head"):
         site.carry(plan(Stage.SEGMENT))

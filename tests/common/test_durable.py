@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 
 from medsynth_common import durable
-from medsynth_common.durable import append_line, is_part, replacing, sweep, write_bytes, write_json
+from medsynth_common.durable import (
+    append_line,
+    is_part,
+    replacing,
+    sweep,
+    write_bytes,
+    write_json,
+    write_sector,
+)
 
 COMMON = Path(durable.__file__).parents[1]
 
@@ -121,6 +129,44 @@ def test_bytes_are_on_disk_before_the_name(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(os, "fsync", spy_fsync)
     write_bytes(tmp_path / "a", b"x")
     assert told == ["bytes", "rename", "folder"]
+
+
+def test_a_sector_is_written_over_the_one_before_and_is_on_disk_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "head"
+    write_sector(path, b"12\n")
+    first = path.stat().st_ino
+    synced: list[bytes] = []
+    monkeypatch.setattr(
+        durable,
+        "_sync_data",
+        lambda handle: synced.append(Path(f"/proc/self/fd/{handle}").read_bytes()),
+    )
+    write_sector(path, b"13\n")
+    assert (synced, path.read_bytes(), path.stat().st_ino) == ([b"13\n"], b"13\n", first)
+
+
+def test_a_sector_of_another_length_is_a_new_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "head"
+    write_bytes(path, b"of another version")
+    before = path.stat().st_ino
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            write_sector(path, b"1\n")
+    assert path.read_bytes() == b"of another version"
+    write_sector(path, b"1\n")
+    assert path.read_bytes() == b"1\n"
+    assert path.stat().st_ino != before
+
+
+def test_no_more_than_a_sector_is_taken(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="512 bytes, got 513"):
+        write_sector(tmp_path / "head", bytes(513))
+    assert not (tmp_path / "head").exists()
 
 
 def test_lines_are_added_one_by_one(tmp_path: Path) -> None:

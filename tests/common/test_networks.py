@@ -220,6 +220,10 @@ def test_a_loaded_network_has_the_weights_and_shares_none(
         for parameter in network.parameters():
             parameter.add_(1)
     assert all(torch.equal(copies[name], weights[name]) for name in weights)
+    again = load_network(build, NETWORKS, weights, device=torch.device("cpu"))
+    assert all(torch.equal(found, weights[name]) for name, found in again.state_dict().items())
+    assert all(parameter.requires_grad for parameter in again.parameters())
+    assert again.training
 
 
 def test_weights_of_another_network_are_refused() -> None:

@@ -76,7 +76,7 @@ def by_definition(patients: Sequence[Sequence[Tensor]], noise: NormalsByHand) ->
         total += MECHANISM.clip_factor(float(flat.norm())) * flat
     grid = GRID * MECHANISM.clip
     noised = ((noise.normals(len(total)) + total) / grid).round() * grid
-    parts = noised.float().split([math.prod(shape) for shape in SHAPES])
+    parts = torch.split(noised.float(), [math.prod(shape) for shape in SHAPES])
     return [part.view(shape) / EXPECTED for part, shape in zip(parts, SHAPES, strict=True)]
 
 

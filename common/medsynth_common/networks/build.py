@@ -5,7 +5,9 @@ running statistics. Instance normalisation keeps every patient apart. MONAI take
 and is loaded when a network is built: a node or a command that only reads settings does not wait.
 """
 
+import copy
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import torch
@@ -29,11 +31,17 @@ def load_network(
 
     Raises RuntimeError when they are not the network's: every name, every shape.
     """
-    with torch.device("meta"):
-        network = build(settings)
-    network.to_empty(device=device)
-    network.load_state_dict(weights)
+    network: Network = copy.deepcopy(_skeleton(build, settings))
+    copies = {name: tensor.to(device, copy=True) for name, tensor in weights.items()}
+    network.load_state_dict(copies, assign=True)
     return network
+
+
+@lru_cache(maxsize=8)  # a plan comes every round, and MONAI takes longer to build than to copy
+def _skeleton(build: Callable[[NetworkSettings], nn.Module], settings: NetworkSettings) -> Any:
+    """A network without weights."""
+    with torch.device("meta"):
+        return build(settings)
 
 
 def build_critic(settings: NetworkSettings) -> nn.Module:

@@ -19,8 +19,8 @@ from medsynth_common.privacy.mechanism import Gaussian, Unprotected
 from medsynth_common.privacy.precision import in_precision
 from medsynth_common.privacy.randomness import BLOCK, Randomness
 
-#: So many float64 are worked on at a time, of however many tensors: fewer would pay more for each
-#: operation's beginning, and more would not stay in a CPU core's cache, but be fetched from memory by
+#: So many float64 are worked on at a time, of however many tensors. Fewer would pay more for each
+#: operation's beginning; more would not stay in a CPU core's cache, but be fetched from memory by
 #: every operation. Whole blocks of noise: pieces draw what a whole would.
 _PIECE: Final = 2 * BLOCK
 #: The same on a GPU: 64 MB.
