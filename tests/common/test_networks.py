@@ -222,6 +222,8 @@ def test_a_loaded_network_has_the_weights_and_shares_none(
     assert all(torch.equal(copies[name], weights[name]) for name in weights)
     again = load_network(build, NETWORKS, weights, device=torch.device("cpu"))
     assert all(torch.equal(found, weights[name]) for name, found in again.state_dict().items())
+    changed = network.state_dict()  # the one before stays as it was made
+    assert all(torch.equal(changed[name], weights[name] + 1) for name in weights)
     assert all(parameter.requires_grad for parameter in again.parameters())
     assert again.training
 
