@@ -38,10 +38,11 @@ class NormalsByHand:
         key = hashlib.sha256(canonical).digest()
         self.stream = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
 
-    def normals(self, count: int) -> Tensor:
+    def tensor(self, shape: Sequence[int]) -> Tensor:
+        count = math.prod(shape)
         lanes = -(-count // 128) * 128
         blocks = [self.block(min(32_768, lanes - start)) for start in range(0, lanes, 32_768)]
-        return torch.cat(blocks)[:count]
+        return torch.cat(blocks)[:count].view(tuple(shape))
 
     def block(self, count: int) -> Tensor:
         words = np.frombuffer(self.stream.update(bytes(8 * count)), np.int64)
@@ -70,14 +71,14 @@ def released(
 
 
 def by_definition(patients: Sequence[Sequence[Tensor]], noise: NormalsByHand) -> list[Tensor]:
-    total = torch.zeros(sum(map(math.prod, SHAPES)), dtype=torch.float64)
+    totals = [torch.zeros(shape, dtype=torch.float64) for shape in SHAPES]
     for gradient in patients:
-        flat = torch.cat([part.double().flatten() for part in gradient])
-        total += MECHANISM.clip_factor(float(flat.norm())) * flat
+        norm = torch.cat([part.double().flatten() for part in gradient]).norm()
+        for total, part in zip(totals, gradient, strict=True):
+            total += MECHANISM.clip_factor(float(norm)) * part.double()
     grid = GRID * MECHANISM.clip
-    noised = ((noise.normals(len(total)) + total) / grid).round() * grid
-    parts = torch.split(noised.float(), [math.prod(shape) for shape in SHAPES])
-    return [part.view(shape) / EXPECTED for part, shape in zip(parts, SHAPES, strict=True)]
+    noised = [((noise.tensor(one.shape) + one) / grid).round() * grid for one in totals]
+    return [one.float() / EXPECTED for one in noised]
 
 
 def of_signs(seed: int) -> list[Tensor]:
