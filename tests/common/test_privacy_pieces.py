@@ -38,11 +38,10 @@ class NormalsByHand:
         key = hashlib.sha256(canonical).digest()
         self.stream = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
 
-    def tensor(self, shape: Sequence[int]) -> Tensor:
-        count = math.prod(shape)
+    def normals(self, count: int) -> Tensor:
         lanes = -(-count // 128) * 128
         blocks = [self.block(min(32_768, lanes - start)) for start in range(0, lanes, 32_768)]
-        return torch.cat(blocks)[:count].view(tuple(shape))
+        return torch.cat(blocks)[:count]
 
     def block(self, count: int) -> Tensor:
         words = np.frombuffer(self.stream.update(bytes(8 * count)), np.int64)
@@ -71,14 +70,14 @@ def released(
 
 
 def by_definition(patients: Sequence[Sequence[Tensor]], noise: NormalsByHand) -> list[Tensor]:
-    totals = [torch.zeros(shape, dtype=torch.float64) for shape in SHAPES]
+    total = torch.zeros(sum(map(math.prod, SHAPES)), dtype=torch.float64)
     for gradient in patients:
-        norm = torch.cat([part.double().flatten() for part in gradient]).norm()
-        for total, part in zip(totals, gradient, strict=True):
-            total += MECHANISM.clip_factor(float(norm)) * part.double()
+        flat = torch.cat([part.double().flatten() for part in gradient])
+        total += MECHANISM.clip_factor(float(flat.norm())) * flat
     grid = GRID * MECHANISM.clip
-    noised = [((noise.tensor(one.shape) + one) / grid).round() * grid for one in totals]
-    return [one.float() / EXPECTED for one in noised]
+    noised = ((noise.normals(len(total)) + total) / grid).round() * grid
+    parts = torch.split(noised.float(), [math.prod(shape) for shape in SHAPES])
+    return [part.view(shape) / EXPECTED for part, shape in zip(parts, SHAPES, strict=True)]
 
 
 def of_signs(seed: int) -> list[Tensor]:

@@ -30,7 +30,10 @@ from medsynth_server.audit_dp.targets import (
 from tiny import Quiet
 
 CLAIM = 3.0
-QUICK, SLOWER, NETWORK = 1000, 200, 30  # runs; a network's take a tenth of a second each
+QUICK, SLOWER = 1000, 200  # runs
+#: A network's take a tenth of a second each. With the noise of eight seeds the bound lay between
+#: .5 and 2.6; with 30 runs it was 0 for half of them, and the test one of luck.
+NETWORK = 200
 
 
 def audit(target: Target, runs: int) -> Finding:
@@ -75,7 +78,7 @@ def _line(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_private_steps_pass_and_the_attack_is_not_blind(target: Target, runs: int) -> None:
     finding = audit(target, runs)
     assert not finding.violated
-    assert 0.5 < finding.gaussian < finding.claim.epsilon <= CLAIM
+    assert 0.3 < finding.gaussian < finding.claim.epsilon <= CLAIM
     assert finding.clopper_pearson <= finding.clopper_pearson_ceiling
 
 
@@ -188,9 +191,9 @@ def test_a_planted_fault_refutes_the_claim(
 
 def test_clipping_each_crop_of_a_real_network_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     clips_each_crop(monkeypatch)
-    finding = audit(Target.CRITIC, NETWORK)
+    finding = audit(Target.CRITIC, NETWORK // 2)
     assert finding.violated
-    assert finding.gaussian > 1.2 * CLAIM  # 7.5
+    assert finding.gaussian > 1.2 * CLAIM  # 4 to 7.6 with the noise of eight seeds
 
 
 # The command.

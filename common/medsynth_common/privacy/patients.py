@@ -19,9 +19,12 @@ from medsynth_common.privacy.mechanism import Gaussian, Unprotected
 from medsynth_common.privacy.precision import in_precision
 from medsynth_common.privacy.randomness import BLOCK, Randomness
 
-#: So many float64 are worked on at a time: they stay in a CPU core's cache, where a whole tensor is
-#: fetched from memory by every operation. Whole blocks of noise: pieces draw what a whole would.
+#: So many float64 are worked on at a time, of however many tensors. Fewer would pay more for each
+#: operation's beginning; more would not stay in a CPU core's cache, but be fetched from memory by
+#: every operation. Whole blocks of noise: pieces draw what a whole would.
 _PIECE: Final = 2 * BLOCK
+#: The same on a GPU: 64 MB.
+_GPU_PIECE: Final = 256 * BLOCK
 
 Loss = Callable[[], Tensor]
 
@@ -187,56 +190,78 @@ class _Release(DPOptimizer):  # type: ignore[misc]  # opacus ships no types
         )
         self._mechanism = mechanism
         self._randomness = randomness
-        # Made before any gradient is: these would lie between them, and memory be in pieces.
-        self._sums = [one.new_empty(one.shape, dtype=torch.float64) for one in self.params]
-        self._added = False  # until something is, nothing stands in the sums
-        largest, device = max(one.numel() for one in self.params), self.params[0].device
+        size, device = sum(one.numel() for one in self.params), self.params[0].device
         # A GPU has no such cache, and has to be told anew for each piece.
-        self._longest = min(_PIECE, largest) if device.type == "cpu" else largest
+        length = min(_PIECE if device.type == "cpu" else _GPU_PIECE, size)
+        # Made before any gradient is: these would lie between them, and memory be in pieces.
+        self._sum = torch.empty(size, dtype=torch.float64, device=device)
+        self._added = False  # until something is, nothing stands in the sum
         # One for all, a piece after the other.
-        scratch = torch.empty(self._longest, dtype=torch.float64, device=device)
-        self._scratch = [scratch[: one.numel()].view_as(one) for one in self._pieces(self._sums)]
+        self._exact = torch.empty(length, dtype=torch.float64, device=device)
+        self._cuts = _cuts([one.numel() for one in self.params], length)
 
     def clip_and_accumulate(self) -> None:
-        """Add each patient's clipped gradient to the sums."""
+        """Add each patient's clipped gradient to the sum."""
         for patient in zip(*self.grad_samples, strict=True):
-            exact = zip(self._scratch, self._pieces(patient), strict=True)
-            norms = torch.stack([vector_norm(scratch.copy_(piece)) for scratch, piece in exact])
+            flat = [part.reshape(-1) for part in patient]
+            norms = torch.stack([vector_norm(piece) for piece in self._pieces(flat)])
             factor = self._mechanism.clip_factor(float(vector_norm(norms)))
             if factor > 0:
-                self._add(patient, factor)
+                self._add(flat, factor)
 
     def _add(self, gradient: Sequence[Tensor], factor: float) -> None:
-        for total, scratch, piece in zip(
-            self._pieces(self._sums), self._scratch, self._pieces(gradient), strict=True
-        ):
+        totals = torch.split(self._sum, len(self._exact))
+        for total, piece in zip(totals, self._pieces(gradient), strict=True):
             if self._added:
-                total.add_(scratch.copy_(piece), alpha=factor)
+                total.add_(piece, alpha=factor)
             else:
-                total.copy_(piece).mul_(factor)
+                torch.mul(piece, factor, out=total)
         self._added = True
 
     def add_noise(self) -> None:
-        """Make each parameter's gradient of its sum and noise."""
+        """Make the parameters' gradients of the sum and noise."""
         if not self._added:
-            torch._foreach_zero_(self._sums)
-        for parameter, total in zip(self.params, self._sums, strict=True):
-            parameter.grad = parameter.new_empty(parameter.shape)
-            both = zip(self._pieces([parameter.grad]), self._pieces([total]), strict=True)
-            for noised, exact in both:
-                noised.copy_(self._mechanism.noised(exact, self._randomness))
+            self._sum.zero_()
+        released = self.params[0].new_empty(len(self._sum))
+        pieces = (torch.split(one, len(self._exact)) for one in (released, self._sum))
+        for noised, exact in zip(*pieces, strict=True):
+            noised.copy_(self._mechanism.noised(exact, self._randomness))
+        sizes = [one.numel() for one in self.params]
+        for parameter, part in zip(self.params, torch.split(released, sizes), strict=True):
+            parameter.grad = part.view(parameter.shape)
 
     def scale_grad(self) -> None:
         """Divide by the number of patients expected."""
         torch._foreach_div_([one.grad for one in self.params], float(self.expected_batch_size))
 
-    def _pieces(self, tensors: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Cut large tensors into flat pieces: views, unless they lie in memory in another order."""
-        for one in tensors:
-            if one.numel() > self._longest:
-                yield from torch.split(one.reshape(-1), self._longest)
-            else:
-                yield one
+    def _pieces(self, flat: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Give flat tensors in float64, end to end, a piece at a time in the same memory."""
+        for cuts in self._cuts:
+            end = 0
+            for index, start, stop in cuts:
+                begin, end = end, end + stop - start
+                self._exact[begin:end].copy_(flat[index][start:stop])
+            yield self._exact[:end]
+
+
+def _cuts(sizes: Sequence[int], length: int) -> list[list[tuple[int, int, int]]]:
+    """Cut flat tensors, laid end to end, into pieces of `length`; the last may be shorter.
+
+    A piece is a list of (tensor, start, stop).
+    """
+    pieces: list[list[tuple[int, int, int]]] = [[]]
+    room = length
+    for index, size in enumerate(sizes):
+        start = 0
+        while start < size:
+            if not room:
+                pieces.append([])
+                room = length
+            stop = min(start + room, size)
+            pieces[-1].append((index, start, stop))
+            room -= stop - start
+            start = stop
+    return pieces
 
 
 def release_mean(
