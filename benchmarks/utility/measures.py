@@ -31,10 +31,14 @@ def dice_of(segmenter: nn.Module, cohorts: Cohorts, *, crop: int) -> dict[str, f
 
     `tumour` is the mean of whole tumour and core; `lesion` counts every lesion of a patient alike
     and every false one as 0 (`scoring.lesionwise`, BraTS 2023), on voxels as large as a head's are
-    on such a grid.
+    on such a grid. A healthy head counts 1, or 0 where anything is found; so `lesion, ill` is of
+    the patients who have a tumour, and `spared` the part of healthy heads without a find; each is
+    left out where there is nobody.
     """
     segmenter.eval()
-    tumour, lesions = [], []
+    tumour: list[float] = []
+    ill: list[float] = []
+    healthy: list[float] = []
     for volumes in cohorts.values():
         for volume in volumes:
             found = segment(segmenter, volume.image, crop=(crop,) * 3, spatial_dims=3)
@@ -43,8 +47,12 @@ def dice_of(segmenter: nn.Module, cohorts: Cohorts, *, crop: int) -> dict[str, f
             tumour += [s for r in (Region.WHOLE, Region.CORE) if (s := scores[r]) is not None]
             x, y, z, _ = phantom_affine(tuple(target.shape)).diagonal().tolist()
             whole = score_lesions(found.numpy() > 0, target.numpy() > 0, voxel=(x, y, z))
-            lesions.append(whole.dice)
-    return {"tumour": float(np.mean(tumour)), "lesion": float(np.mean(lesions))}
+            (ill if bool(target.any()) else healthy).append(whole.dice)
+    parts = {"lesion": ill + healthy, "lesion, ill": ill, "spared": healthy}
+    return {
+        "tumour": float(np.mean(tumour)),
+        **{name: float(np.mean(each)) for name, each in parts.items() if each},
+    }
 
 
 def image_errors(painter: Painter, cohorts: Cohorts, *, seed: int) -> dict[str, float]:

@@ -196,7 +196,7 @@ class Comparison:
         twins = dice_of(segmenter, self.patients.twins, crop=crop)
         return {
             **same,
-            **{f"{key}, unseen": value for key, value in other.items()},
+            **{f"{key}, unseen": other[key] for key in ("tumour", "lesion")},
             "tumour, twins": twins["tumour"],
         }
 

@@ -132,6 +132,29 @@ def test_lesions_count_alike_and_false_ones_as_nothing() -> None:
     assert lesion == pytest.approx(0.5)
 
 
+def test_a_healthy_head_is_spared_or_counts_as_nothing() -> None:
+    ill, found = torch.zeros(2, 24, 24, 24)
+    for seen in (ill, found):
+        seen[6:12, 6:12, 6:12] = 1
+    nothing = torch.zeros_like(ill)
+    cohort = [
+        Volume(
+            image=seen.expand(4, -1, -1, -1),
+            labels=(there * Tissue.CORE + (1 - there) * Tissue.WHITE).to(torch.uint8),
+        )
+        for there, seen in ((ill, found), (nothing, nothing), (nothing, nothing), (nothing, found))
+    ]
+    dice = dice_of(Pointing(), {"site": cohort}, crop=24)
+    assert dice["lesion, ill"] == 1
+    assert dice["spared"] == pytest.approx(2 / 3)
+    assert dice["lesion"] == pytest.approx(3 / 4)
+    assert dice_of(Pointing(), {"site": cohort[:1]}, crop=24).keys() == {
+        "tumour",
+        "lesion",
+        "lesion, ill",
+    }
+
+
 def test_images_of_the_wrong_brightness_and_texture_have_errors() -> None:
     model = shipped_model()
     painter = Painter(model, ["site-1"], grid=(24, 24, 24), device=torch.device("cpu"))
@@ -152,9 +175,10 @@ def test_a_row_is_measured_once_and_models_are_shared(tmp_path: Path) -> None:
     rows = bench.rows
     about = bench.kept.about(bench.public, "tiny")
     measured = bench.kept.row("FedAvg", about, rows["FedAvg"])
-    assert measured.keys() == {
+    assert measured.keys() - {"spared"} == {  # one healthy head of a few there may not be
         "tumour",
         "lesion",
+        "lesion, ill",
         "tumour, unseen",
         "lesion, unseen",
         "tumour, twins",
