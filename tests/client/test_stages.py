@@ -348,9 +348,10 @@ def test_a_critic_of_pairs_learns_to_tell_them_from_the_generator_s() -> None:
             )
 
     before = real_above_fake()
-    for _ in range(30):
+    # It takes off after 20 to 40 steps, by the processor's rounding; at 80 it was .9 and 1.9.
+    for _ in range(80):
         critic.learn_from_pairs(training.imitator)
-    assert real_above_fake() > before + 0.2
+    assert real_above_fake() > before + 0.5
 
 
 def test_a_stage_s_work_wants_its_own_settings() -> None:
