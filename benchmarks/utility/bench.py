@@ -3,7 +3,7 @@
     python -m benchmarks.utility small              part of `make bench`
     python -m benchmarks.utility medium             hours; it goes on where it was stopped
     python -m benchmarks.utility hundred            a hundred patients a site, and fewer rows
-    python -m benchmarks.utility full               days without a GPU
+    python -m benchmarks.utility full               the same rows on 48^3, 60 held out; some hours
     python -m benchmarks.utility small --development   where settings are chosen
 
 Settings are never chosen on the federation whose figures are recorded.
