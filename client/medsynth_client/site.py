@@ -65,7 +65,7 @@ class Site:
             epsilon=epsilon_of,
         )
         self._members = patients_of(self.file, folder)
-        self._ledger.register_dataset(self._members.training)
+        self._ledger.register_dataset(self._members.people)
         self._gate = Gate(self._policy, AuditLog(folder / "audit.jsonl"), self._ledger)
         self._keeping = Keeping(folder / STATE)
         self._credentials = load_credentials(folder, self.file.coordinator_key)

@@ -65,7 +65,7 @@ def read_site(folder: Path) -> SiteRecord:
         events, torn = _audited(folder)
     datasets, patients = record.spending.datasets, record.spending.patients
     pseudonyms = ledger.pseudonyms(record)
-    members = pseudonyms.of(patients_of(file, folder).training)
+    members = pseudonyms.of(patients_of(file, folder).people)
     dataset = pseudonyms.dataset(members)
     if not record.spending.knows(dataset):  # named in the file since the last round
         record.spending.register(dataset, members)

@@ -16,6 +16,7 @@ from medsynth_client.site_record import read_site
 from medsynth_client.spending import epsilon_of
 from medsynth_common.errors import BadConfig
 from medsynth_common.phantom import SITE_SCANNERS
+from medsynth_common.privacy.mechanism import Gaussian
 from tiny import GRID, NewSite
 
 PEOPLE = [f"patient-{number}" for number in range(400)]
@@ -91,3 +92,35 @@ def test_the_trainer_neither_trains_on_them_nor_charges_them(new_site: NewSite) 
     record = read_site(folder)
     assert record.patients == 2
     assert SITE_SCANNERS[0].name in text
+
+
+def test_who_comes_again_stays_in_his_half(tmp_path: Path) -> None:
+    """A folder's patient is named after a visit until there is another one."""
+    once = [f"BraTS-GLI-{number:05}-000" for number in range(400)]
+    again = [name.removesuffix("-000") for name in once]
+    first = patients_of(site_file(tmp_path, once, 0.25), tmp_path)
+    assert 60 < len(first.held_out) < 140
+    later = patients_of(site_file(tmp_path, again, 0.25), tmp_path)
+    assert [f"{name}-000" for name in later.held_out] == list(first.held_out)
+    assert later.people == first.people == later.training
+
+
+def test_who_comes_again_has_spent_what_he_has_spent(tmp_path: Path) -> None:
+    def spent(name: str) -> float:
+        patients = patients_of(site_file(tmp_path, [name, "another"], 0.0), tmp_path)
+        ledger = Ledger(tmp_path / "ledger.db", cap=8.0, delta=1e-5, epsilon=epsilon_of)
+        ledger.register_dataset(patients.people)
+        return ledger.spent()
+
+    assert spent("BraTS-GLI-00001-000") == 0
+    ledger = Ledger(tmp_path / "ledger.db", cap=8.0, delta=1e-5, epsilon=epsilon_of)
+    ledger.register_dataset(["BraTS-GLI-00001", "another"])
+    charge = Gaussian(name="level", clip=1.0, noise_multiplier=2.0, sampling_rate=1.0, steps=1)
+    ledger.reserve(project="a", stage="moments", round=1, plan_digest="0" * 64, mechanism=charge)
+    assert spent("BraTS-GLI-00001-000") == spent("BraTS-GLI-00001") > 1
+    assert read_site(tmp_path).patients == 2  # and never a third
+
+
+def test_two_names_of_one_visit_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadConfig, match="p1_ses-1 and p1-ses-1, wanted p1 once"):
+        held_out(tmp_path, ["p1_ses-1", "p1-ses-1", "p2"])

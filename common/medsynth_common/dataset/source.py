@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 
 from medsynth_common.dataset import DataConfig, PatientFiles, find_patients, prepare
 from medsynth_common.dataset.digests import digests
+from medsynth_common.dataset.layouts.sessions import split_session
 from medsynth_common.dataset.prepare import PREPARATION
 from medsynth_common.durable import write_bytes
 from medsynth_common.errors import BadData, Problem
@@ -45,8 +46,12 @@ class PhantomSource(Value):
     seed: int = Field(ge=0, lt=2**62)
 
     def names(self) -> list[str]:
-        """Name the patients, for the ledger's per-patient sums."""
+        """Name the patients."""
         return [f"phantom-{self.seed + index}" for index in range(self.patients)]
+
+    def people(self) -> list[str]:
+        """Say who they are, in order; see `FolderSource.people`."""
+        return self.names()
 
 
 class FolderSource(Value):
@@ -68,8 +73,16 @@ class FolderSource(Value):
     patients: tuple[str, ...] = Field(min_length=1)
 
     def names(self) -> list[str]:
-        """Name the patients, for the ledger's per-patient sums."""
+        """Name the patients, as their files do."""
         return list(self.patients)
+
+    def people(self) -> list[str]:
+        """Say who they are, in order, for the ledger's per-patient sums.
+
+        A patient with one visit is named after it (BraTS-GLI-00001-000), and no longer when
+        another comes (BraTS-GLI-00001). He stays who he is: a visit's name is left off.
+        """
+        return [split_session(name)[0] for name in self.patients]
 
 
 Source = Annotated[PhantomSource | FolderSource, Field(discriminator="kind")]
