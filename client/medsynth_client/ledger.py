@@ -272,9 +272,13 @@ class Ledger:
         return self._record.spending.worst(self._epsilon_of, self.delta, self._dataset, extra)
 
     def _within_cap(self, charges: Sequence[Charge]) -> float:
-        """Epsilon with these charges. Raises BudgetExhausted past the cap."""
+        """Epsilon with these charges. Raises BudgetExhausted past the cap.
+
+        At the cap nothing is charged any more, however little it would cost.
+        """
         epsilon = self._worst(charges)
-        if not epsilon <= self.cap:
+        full = bool(charges) and isfinite(self.cap) and self._worst() >= self.cap
+        if full or not epsilon <= self.cap:
             raise self._exhausted(charges, epsilon)
         return epsilon
 

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from medsynth_common.errors import BadMessage, Problem
+from medsynth_common.labels import CONTRASTS
 from medsynth_common.learning.volumes import Volume
 from medsynth_common.networks import Network, NetworkSettings, load_network
 from medsynth_common.plan import PlanHeader
@@ -45,6 +47,19 @@ class Order:
         for number in range(count):
             self.tell_step(of, number + 1, count)
             yield number
+
+    @cached_property
+    def stand_in(self) -> Volume:
+        """Nobody: an empty volume on the plan's grid, worked on where no patient was sampled.
+
+        What comes of it is dropped. Whether a step can be done, in memory above all, is then the
+        same with and without patients, and an error does not tell of them.
+        """
+        grid = self.plan.grid
+        return Volume(
+            image=torch.zeros(len(CONTRASTS), *grid),
+            labels=torch.zeros(grid, dtype=torch.uint8),
+        )
 
     def mechanism(self, name: str) -> Mechanism:
         """Find the plan's mechanism of this name. Raises `BadMessage` when it has none."""

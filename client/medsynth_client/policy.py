@@ -42,11 +42,13 @@ class SitePolicy(BaseModel):
         minimum_clip: smallest clip a plan may ask for.
         maximum_clip: largest clip a plan may ask for.
         minimum_noise_multiplier: least noise a plan may ask for, over clip.
+        maximum_noise_multiplier: most noise. With more, a round costs next to nothing, and what
+            it tells beside its release (by its time) would be had for next to nothing too.
         maximum_steps: most private steps in one round.
         maximum_rounds: last round of a stage that is answered.
         maximum_voxels: largest grid a plan may ask patients to be prepared on.
-        minimum_side: smallest side of such a grid, in voxels. On a coarser one nothing is left of
-            a patient of few thin slices, and the error would say that there is one.
+        minimum_side: smallest side of such a grid, in voxels. On a coarser one little is left of
+            anybody, and nothing of a patient of few thin slices.
         retention_days: how long prepared patients and training state are kept after their last
             use. Ledger and audit log are kept for ever.
         allow_unprotected: lets mechanisms without noise pass. For simulations only.
@@ -65,6 +67,7 @@ class SitePolicy(BaseModel):
     minimum_clip: float = Field(default=1e-6, gt=0)
     maximum_clip: float = Field(default=1e3, gt=0)
     minimum_noise_multiplier: float = Field(default=0.5, gt=0)
+    maximum_noise_multiplier: float = Field(default=1e3, gt=0)
     maximum_steps: int = Field(default=10_000, ge=1)
     maximum_rounds: int = Field(default=1_000, ge=1)
     maximum_voxels: int = Field(default=256**3, ge=1)
@@ -76,11 +79,12 @@ class SitePolicy(BaseModel):
     def _keys_agree(self) -> Self:
         if isinf(self.epsilon_cap) and not self.allow_unprotected:
             raise ValueError("epsilon_cap must be finite unless allow_unprotected is true")
-        if self.minimum_clip > self.maximum_clip:
-            raise ValueError(
-                f"minimum_clip must be at most maximum_clip, "
-                f"got {self.minimum_clip} and {self.maximum_clip}"
-            )
+        for least, most in (
+            ("minimum_clip", "maximum_clip"),
+            ("minimum_noise_multiplier", "maximum_noise_multiplier"),
+        ):
+            if (low := getattr(self, least)) > (high := getattr(self, most)):
+                raise ValueError(f"{least} must be at most {most}, got {low} and {high}")
         return self
 
 
@@ -171,6 +175,12 @@ def _mechanism_problems(policy: SitePolicy, mechanism: Mechanism) -> Iterator[Pr
             name="minimum_noise_multiplier",
             value=str(mechanism.noise_multiplier),
             wanted=f"at least {policy.minimum_noise_multiplier}",
+        )
+    if mechanism.noise_multiplier > policy.maximum_noise_multiplier:
+        yield Problem(
+            name="maximum_noise_multiplier",
+            value=str(mechanism.noise_multiplier),
+            wanted=f"at most {policy.maximum_noise_multiplier:g}",
         )
     if not policy.minimum_clip <= mechanism.clip <= policy.maximum_clip:
         yield Problem(

@@ -22,6 +22,7 @@ from medsynth_common.errors import BadConfig, BadData, Problem
 from medsynth_common.learning.volumes import Volume
 from medsynth_common.phantom import SITE_SCANNERS
 from medsynth_common.plan import SITE_NAME, Stage
+from medsynth_common.privacy.mechanism import MAX_NOISE
 from medsynth_common.scoring.measured import Measured
 from medsynth_server.config import RunConfig
 
@@ -209,6 +210,7 @@ def _policy(config: RunConfig) -> dict[str, Any]:
         "stages": stages,
         "minimum_patients": 1,
         "minimum_noise_multiplier": 0.01,  # what the largest epsilon of a config comes to
+        "maximum_noise_multiplier": MAX_NOISE,  # and the smallest
     }
     if config.privacy == "off":
         return policy | {"epsilon_cap": float("inf"), "delta": 0.5, "allow_unprotected": True}

@@ -115,6 +115,17 @@ def test_past_the_cap_nothing_is_written(path: Path) -> None:
     reserve(ledger, Gaussian(steps=5))  # what still fits is still allowed
 
 
+def test_at_the_cap_nothing_is_charged_any_more_not_even_what_costs_nothing(path: Path) -> None:
+    ledger = opened(path, cap=0.1, epsilon=lambda spent, _: 0.1 if spent else 0.0)
+    reserve(ledger)  # to the cap, and not past it
+    with pytest.raises(BudgetExhausted, match=r"0\.100 is spent, this would cost 0\.000 more"):
+        reserve(ledger, round=2)
+    with pytest.raises(BudgetExhausted):
+        ledger.require_room([CRITIC])
+    ledger.require_room([])  # work without a release costs nothing
+    assert ledger.spent() == 0.1
+
+
 def test_an_accountant_that_is_unsure_refuses(path: Path) -> None:
     ledger = opened(path, epsilon=lambda spent, delta: math.nan)
     with pytest.raises(BudgetExhausted):

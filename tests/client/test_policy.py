@@ -44,6 +44,8 @@ def test_no_cap_only_where_nothing_is_protected() -> None:
     assert math.isinf(policy(epsilon_cap=math.inf, allow_unprotected=True).epsilon_cap)
     with pytest.raises(ValidationError, match="minimum_clip"):
         policy(minimum_clip=2.0, maximum_clip=1.0)
+    with pytest.raises(ValidationError, match=r"maximum_noise_multiplier, got 0\.5 and 0\.4"):
+        policy(maximum_noise_multiplier=0.4)
 
 
 def test_a_plan_within_the_policy_passes() -> None:
@@ -64,6 +66,7 @@ def test_a_plan_within_the_policy_passes() -> None:
         ({"steps": -1}, "maximum_steps", "-1", "100"),
         ({"noise_multiplier": 0.4}, "minimum_noise_multiplier", "0.4", "0.5"),
         ({"noise_multiplier": math.nan}, "minimum_noise_multiplier", "nan", "0.5"),
+        ({"noise_multiplier": 1e9}, "maximum_noise_multiplier", "1000000000.0", "1000"),
         ({"noise_multiplier": 0.0}, "allow_unprotected", "critic", "protected"),
         ({"clip": math.nan}, "minimum_clip, maximum_clip", "nan", "1000"),
         ({"clip": 0.0}, "minimum_clip, maximum_clip", "0.0", "1e-06"),

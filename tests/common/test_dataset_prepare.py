@@ -14,10 +14,12 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "deploy" / "examples"
 GRID = (32, 32, 32)
 
 
-def prepared(root: Path, config: DataConfig | None = None) -> Patient:
+def prepared(
+    root: Path, config: DataConfig | None = None, grid: tuple[int, int, int] = GRID
+) -> Patient:
     config = config or DataConfig()
     ((files,),) = find_patients(root, config).values()
-    return prepare(files, GRID, config)
+    return prepare(files, grid, config)
 
 
 def test_a_patient_is_one_grid_one_scale_one_map(tmp_path: Path) -> None:
@@ -111,6 +113,33 @@ def test_what_cannot_be_prepared_is_told(tmp_path: Path) -> None:
     spoil(cropped, "_t1", np.ones((3, 3, 3), dtype=np.float32))
     with pytest.raises(BadData, match="a/p: got grids that differ"):
         prepared(tmp_path / "cropped")
+    blind = write_patient(tmp_path / "blind" / "a" / "p")
+    spoil(blind, "_t2", np.zeros(SHAPE, dtype=np.float32))
+    with pytest.raises(BadData, match="a/p: t2: got a largest value of 0 inside the brain"):
+        prepared(tmp_path / "blind")
+    broken = write_patient(tmp_path / "broken" / "a" / "p")
+    t1 = small_image(small_labels())[0]
+    t1[tuple(side // 2 for side in SHAPE)] = np.nan
+    spoil(broken, "_t1", t1)
+    with pytest.raises(BadData, match="a/p: t1: got a largest value of nan"):
+        prepared(tmp_path / "broken")
+
+
+def test_a_patient_who_vanishes_on_a_coarse_grid_is_empty_and_no_error(tmp_path: Path) -> None:
+    """A coordinator chooses the grid: an error would tell of the patient, and cost nothing."""
+    folder = write_patient(tmp_path / "a" / "p")
+    middle = SHAPE[2] // 2
+    for ending, image in zip(
+        ("_t1", "_t1ce", "_t2", "_flair"), small_image(small_labels()), strict=True
+    ):
+        slab = np.zeros(SHAPE, dtype=np.float32)
+        slab[..., middle] = image[..., middle]
+        spoil(folder, ending, slab)
+    coarse, fine = prepared(tmp_path, grid=(8, 8, 8)), prepared(tmp_path, grid=(64, 64, 64))
+    assert not coarse.labels.any()
+    assert not coarse.image.any()
+    assert fine.labels.any()
+    assert fine.image.any(axis=(1, 2, 3)).all()
 
 
 def test_the_brain_is_the_largest_piece_without_holes() -> None:

@@ -1,6 +1,7 @@
 """A linear discriminator on frozen public features, its weights trained by DP-SGD."""
 
 from collections.abc import Callable
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,9 @@ from medsynth_common.networks import build_critic
 from medsynth_common.plan import AdversarialSettings
 from medsynth_common.privacy.patients import PatientOptimizer, poisson_sample
 from medsynth_common.tensors import state_of, under, with_prefix
+
+#: The stand-in's index.
+_NOBODY: Final = -1
 
 
 class HeadCritic:
@@ -49,7 +53,9 @@ class HeadCritic:
         for _ in order.steps("critic", mechanism.steps):
             chosen = poisson_sample(len(order.patients), mechanism.sampling_rate, order.randomness)
             optimizer.step(
-                (self._real_loss(index) for index in chosen), lambda: self._fake_loss(*fakes())
+                (self._real_loss(index) for index in chosen),
+                lambda: self._fake_loss(*fakes()),
+                stand_in=lambda: self._real_loss(_NOBODY)(),
             )
 
     def loss(self, classes: Tensor, image: Tensor) -> Tensor:
@@ -76,7 +82,7 @@ class HeadCritic:
             with torch.no_grad():
                 self._features[index] = patient_features(
                     self._trunk,
-                    self._order.patients[index],
+                    self._order.stand_in if index == _NOBODY else self._order.patients[index],
                     self._scale,
                     self._dims,
                     self._order.device,

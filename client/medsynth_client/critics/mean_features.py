@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from medsynth_client.order import Order
+from medsynth_common.errors import BadMessage, Problem
 from medsynth_common.labels import TISSUES, TUMOUR, one_hot
 from medsynth_common.learning.features import (
     FeatureScale,
@@ -40,9 +41,19 @@ class MeanFeaturesCritic:
             {name: t.to(order.device) for name, t in under("features", order.weights).items()}
         )
         self._trunk = order.network("critic", build_critic).eval().requires_grad_(False)
+        length = self._scale.centre.numel() + len(TUMOUR)
         kept = under("mean-features", order.state)
-        self._sum = kept.get("sum", torch.zeros(self._scale.centre.numel() + len(TUMOUR)))
+        self._sum = kept.get("sum", torch.zeros(length))
         self._releases = kept.get("releases", torch.zeros(()))
+        # Now, whoever is sampled: found out at the first patient it would tell that there is one.
+        if self._sum.numel() != length:
+            raise BadMessage(
+                Problem(
+                    name="plan: networks",
+                    value=f"a critic of {length} numbers",
+                    wanted=f"the {self._sum.numel()} of the run's earlier rounds",
+                )
+            )
 
     @torch.no_grad()
     def learn(self, fakes: Callable[[], tuple[Tensor, Tensor]]) -> None:
@@ -56,6 +67,7 @@ class MeanFeaturesCritic:
                 expected_patients=mechanism.sampling_rate * order.declared,
                 randomness=order.randomness,
                 shape=self._sum.shape,
+                stand_in=lambda: self._vector(order.stand_in),
             )
             self._sum = self._sum + released.float().cpu()  # kept as all state is
             self._releases = self._releases + 1

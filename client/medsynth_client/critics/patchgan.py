@@ -106,7 +106,11 @@ class PatchGanCritic:
     def _step(self, loss_of: Callable[[Volume], Loss], public_loss: Loss | None = None) -> None:
         patients = self._order.patients
         chosen = poisson_sample(len(patients), self._sampling_rate, self._order.randomness)
-        self._optimizer.step((loss_of(patients[index]) for index in chosen), public_loss)
+        self._optimizer.step(
+            (loss_of(patients[index]) for index in chosen),
+            public_loss,
+            stand_in=lambda: loss_of(self._order.stand_in)(),
+        )
 
     def _real_loss(self, volume: Volume) -> Loss:
         images, labels = self._crops(volume)

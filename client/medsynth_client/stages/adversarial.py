@@ -177,7 +177,11 @@ class _GeneratorTraining:
                     len(patients), mechanism.sampling_rate, self.order.randomness
                 )
                 losses = (self.paired_loss(patients[index]) for index in chosen)
-                optimizer.step(losses, self.public_loss if self.has_public_loss else None)
+                optimizer.step(
+                    losses,
+                    self.public_loss if self.has_public_loss else None,
+                    stand_in=lambda: self.paired_loss(self.order.stand_in)(),
+                )
 
 
 def train_generator(order: Order) -> Outcome:

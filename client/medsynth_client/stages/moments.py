@@ -4,6 +4,8 @@ Round 1 releases the level of every tissue, round 2 how far patients lie from it
 the generator's calibration layer for this site, which is computed from the noisy release alone.
 """
 
+from torch import Tensor
+
 from medsynth_client.order import Order, Outcome
 from medsynth_common.learning.moments import (
     Prior,
@@ -14,6 +16,7 @@ from medsynth_common.learning.moments import (
     style_from_level,
     style_from_spread,
 )
+from medsynth_common.learning.volumes import Volume
 from medsynth_common.privacy.patients import poisson_sample, release_mean
 from medsynth_common.style import Style
 from medsynth_common.tensors import under, with_prefix
@@ -28,17 +31,19 @@ def release_moments(order: Order) -> Outcome:
     style = Style.from_tensors(under("style", order.weights))
     expected = mechanism.sampling_rate * order.declared
     chosen = poisson_sample(len(order.patients), mechanism.sampling_rate, order.randomness)
-    patients = [order.patients[index] for index in chosen]
-    if name == "level":
-        vectors = [level_vector(patient, prior) for patient in patients]
-    else:
-        vectors = [spread_vector(patient, prior, style) for patient in patients]
+
+    def vector(patient: Volume) -> Tensor:
+        if name == "level":
+            return level_vector(patient, prior)
+        return spread_vector(patient, prior, style)
+
     mean = release_mean(
-        vectors,
+        (vector(order.patients[index]) for index in chosen),
         mechanism,
         expected_patients=expected,
         randomness=order.randomness,
         shape=(level_length(prior) if name == "level" else spread_length(prior),),
+        stand_in=lambda: vector(order.stand_in),
     )
     noise = mechanism.noise_multiplier * mechanism.clip / expected if mechanism.protected else 0.0
     if name == "level":

@@ -53,7 +53,10 @@ def train_segmenter(order: Order) -> Outcome:
     for _ in order.steps("segmenter", mechanism.steps):
         chosen = poisson_sample(len(order.patients), mechanism.sampling_rate, order.randomness)
         # One after the other: memory must not tell how many they are.
-        take_step(loss_of(order.patients[index]) for index in chosen)
+        take_step(
+            (loss_of(order.patients[index]) for index in chosen),
+            lambda: loss_of(order.stand_in)(),
+        )
     return Outcome(
         weights=with_prefix("segmenter", state_of(segmenter)),
         own={},
@@ -63,8 +66,11 @@ def train_segmenter(order: Order) -> Outcome:
 
 def _stepping(
     order: Order, settings: SegmentSettings, parameters: Sequence[nn.Parameter]
-) -> tuple[Callable[[Iterable[Loss]], None], Callable[[], Mapping[str, Tensor]]]:
-    """Give what takes a private step, and what tells Adam's memory after all of them."""
+) -> tuple[Callable[[Iterable[Loss], Loss], None], Callable[[], Mapping[str, Tensor]]]:
+    """Give what takes a private step, and what tells Adam's memory after all of them.
+
+    A step takes the sampled patients' losses, and nobody's where nobody is sampled.
+    """
     mechanism = order.mechanism("segmenter")
     expected = mechanism.sampling_rate * order.declared
     bfloat16 = settings.precision is Precision.BFLOAT16
@@ -84,7 +90,7 @@ def _stepping(
             proximal=settings.proximal,
             bfloat16=bfloat16,
         )
-        return guided.step, dict
+        return lambda losses, stand_in: guided.step(losses, stand_in=stand_in), dict
     adam = torch.optim.Adam(parameters, lr=settings.learning_rate, betas=(0.9, 0.99))
     load_optimizer(adam, under("segmenter-optimizer", order.state))
     everywhere = PatientOptimizer(
@@ -101,7 +107,7 @@ def _stepping(
         squares = [(p - p0).square().sum() for p, p0 in zip(parameters, start, strict=True)]
         return settings.proximal / 2 * torch.stack(squares).sum()
 
-    def step(losses: Iterable[Loss]) -> None:
-        everywhere.step(losses, drift if settings.proximal else None)
+    def step(losses: Iterable[Loss], stand_in: Loss) -> None:
+        everywhere.step(losses, drift if settings.proximal else None, stand_in=stand_in)
 
     return step, lambda: optimizer_tensors(adam)

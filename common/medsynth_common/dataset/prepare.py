@@ -55,14 +55,28 @@ def prepare(files: PatientFiles, shape: Shape, config: DataConfig) -> Patient:
     Expects files that `check_patients` has found good.
 
     Raises:
-        BadData: a file is missing or damaged, the grids differ, or there is no brain.
+        BadData: a file is missing or damaged, the grids differ, there is no brain, or a contrast
+            holds NaN or nothing. None of it depends on `shape`.
 
     """
     scan = _read(files, config)
     frame = fit_frame(scan.brain.shape, scan.affine, shape)
     labels = frame.resample_labels(_label(scan, config))
-    image = normalise(_fit_image(scan, frame), labels != Tissue.BACKGROUND)
+    image = _scaled(_fit_image(scan, frame), labels != Tissue.BACKGROUND)
     return Patient(image=image, labels=labels, affine=frame.affine)
+
+
+def _scaled(image: NDArray[np.float32], brain: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Give `normalise`d contrasts (4, x, y, z); one of which this grid shows nothing is 0.
+
+    Whether that is so depends on the grid, which a coordinator chooses: of a thin slab a coarse
+    one shows nothing. An error would tell of that patient before anything is charged.
+    """
+    scaled = np.zeros_like(image)
+    if brain.any():
+        shown = np.percentile(image[:, brain], 99, axis=1) > 0
+        scaled[shown] = normalise(image[shown], brain)
+    return scaled
 
 
 def to_tissue(data: NDArray[np.float32], values: Mapping[int, Tissue]) -> NDArray[np.uint8]:
@@ -82,12 +96,14 @@ def _read(files: PatientFiles, config: DataConfig) -> _Scan:
     if not brain.any():
         raise BadData(Problem(name=str(files), value="no voxel above 0", wanted="a brain"))
     box = bounding_box(brain)
+    image = _inside(contrasts, brain, box)
+    _require_signal(image, files)
     anatomy = volumes.get(ANATOMY_MAP)
     first = volumes[CONTRASTS[0]]
     affine = first.affine.copy()
     affine[:3, 3] = (first.affine @ [*(axis.start for axis in box), 1.0])[:3]
     return _Scan(
-        image=_inside(contrasts, brain, box),
+        image=image,
         brain=brain[box],
         tumour=to_tissue(volumes[TUMOUR_MAP].data[box], files.tumour_values),
         anatomy=None if anatomy is None else to_tissue(anatomy.data[box], config.anatomy_values),
@@ -105,6 +121,21 @@ def _inside(
         np.maximum(contrast[box], 0, out=part)
         part *= brain[box]
     return image
+
+
+def _require_signal(image: NDArray[np.float32], files: PatientFiles) -> None:
+    problems = [
+        Problem(
+            name=f"{files}: {contrast}",
+            value=f"a largest value of {top:g} inside the brain",
+            wanted="a finite, positive intensity",
+            mend="look for NaN voxels or an empty image",
+        )
+        for contrast, top in zip(CONTRASTS, image.max(axis=(1, 2, 3)), strict=True)
+        if not (np.isfinite(top) and top > 0)
+    ]
+    if problems:
+        raise BadData(problems)
 
 
 def _label(scan: _Scan, config: DataConfig) -> NDArray[np.uint8]:

@@ -62,12 +62,13 @@ class GuidedOptimizer:
         self._start = [parameter.detach().clone() for parameter in parameters]
         self._gone = torch.zeros_like(directions.reach)  # along each direction, from there
 
-    def step(self, patient_losses: Iterable[Loss]) -> None:
+    def step(self, patient_losses: Iterable[Loss], *, stand_in: Loss | None = None) -> None:
         """Take one step on the sampled patients; with none, on noise alone.
 
         Args:
             patient_losses: for each sampled patient, computes the mean loss over its crops. A
                 patient whose gradient is not finite adds nothing.
+            stand_in: of nobody, where nobody was sampled; see `PatientOptimizer.step`.
 
         """
         mean = release_mean(
@@ -76,6 +77,7 @@ class GuidedOptimizer:
             expected_patients=self._expected,
             randomness=self._randomness,
             shape=self._directions.reach.shape,
+            stand_in=None if stand_in is None else lambda: self._coordinates(stand_in),
         )
         pull = self._proximal * self._rate * self._directions.rates
         self._gone = (self._gone - self._rate * self._directions.step(mean)) / (1 + pull)

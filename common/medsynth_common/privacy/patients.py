@@ -114,7 +114,13 @@ class PatientOptimizer:
         self.expected_patients = expected_patients
         self._randomness = randomness
 
-    def step(self, patient_losses: Iterable[Loss], public_loss: Loss | None = None) -> None:
+    def step(
+        self,
+        patient_losses: Iterable[Loss],
+        public_loss: Loss | None = None,
+        *,
+        stand_in: Loss | None = None,
+    ) -> None:
         """Take one step on the sampled patients; with none, on noise alone.
 
         Args:
@@ -122,6 +128,8 @@ class PatientOptimizer:
                 its fakes). A patient whose gradient is not finite adds nothing.
             public_loss: computes a loss that depends on no patient but through what was
                 released. Its gradient is added unclipped and without noise.
+            stand_in: of nobody, where nobody was sampled; its gradient is computed and dropped.
+                Work that fails, for want of memory, must not tell by it that somebody was.
 
         Raises:
             MedsynthError: the public gradient is not finite; no patient was touched.
@@ -132,12 +140,16 @@ class PatientOptimizer:
         release = _Release(self.optimizer, self.mechanism, self.expected_patients, self._randomness)
         if public is not None:
             release.attach_step_hook(lambda _: _add_gradient(self._parameters, public))
+        nobody = True
         for loss in patient_losses:
+            nobody = False
             for parameter, gradient in zip(self._parameters, self._gradient(loss), strict=True):
                 _give_samples(parameter, gradient.unsqueeze(0))  # (patient = 1, *parameter)
             release.signal_skip_step()
             release.step()
             release.zero_grad(set_to_none=True)
+        if nobody and stand_in is not None:
+            self._gradient(stand_in)
         # No patient is the last: a closing batch of none noises, scales and steps, also when
         # nobody was sampled.
         for parameter in self._parameters:
@@ -271,6 +283,7 @@ def release_mean(
     expected_patients: float,
     randomness: Randomness,
     shape: Sequence[int] | None = None,
+    stand_in: Callable[[], Tensor] | None = None,
 ) -> Tensor:
     """Release the mean of one vector per patient, once, with the mechanism's noise.
 
@@ -282,6 +295,8 @@ def release_mean(
         expected_patients: sampling rate times the declared number of patients.
         randomness: where the noise comes from.
         shape: shape of the vectors; needed where no patient may be sampled.
+        stand_in: nobody's vector, which is computed and dropped where nobody was sampled; see
+            `PatientOptimizer.step`.
 
     Returns:
         The noisy mean, float64, of the vectors' shape and on their device; with `shape` given and
@@ -293,7 +308,9 @@ def release_mean(
     """
     _check_expected(expected_patients)
     total = None if shape is None else torch.zeros(tuple(shape), dtype=torch.float64)
+    nobody = True
     for vector in vectors:
+        nobody = False
         exact = vector.detach().double()
         if total is None:
             total = torch.zeros_like(exact)
@@ -302,6 +319,8 @@ def release_mean(
         factor = mechanism.clip_factor(float(exact.norm()))
         if factor > 0:
             total = total.to(exact.device).add_(exact, alpha=factor)
+    if nobody and stand_in is not None:
+        stand_in()
     if total is None:
         raise ValueError("a release over no patients needs the shape of their vectors")
     return mechanism.noised(total, randomness) / expected_patients
