@@ -35,7 +35,7 @@ from medsynth_client.ledger_record import (
     Sha256,
     make_row,
 )
-from medsynth_client.spending import EVERYONE, EpsilonOf, StatementLine, remembered
+from medsynth_client.spending import EVERYONE, EpsilonOf, StatementLine, fits, remembered
 from medsynth_common.errors import (
     BadConfig,
     BadMessage,
@@ -277,8 +277,7 @@ class Ledger:
         At the cap nothing is charged any more, however little it would cost.
         """
         epsilon = self._worst(charges)
-        full = bool(charges) and isfinite(self.cap) and self._worst() >= self.cap
-        if full or not epsilon <= self.cap:
+        if not fits(self.cap, before=self._worst(), after=epsilon):
             raise self._exhausted(charges, epsilon)
         return epsilon
 

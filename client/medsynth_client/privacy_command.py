@@ -12,7 +12,7 @@ from medsynth_client.policy import plan_problems
 from medsynth_client.retention import TRAINER, tidy
 from medsynth_client.site_file import SiteFile
 from medsynth_client.site_record import SiteRecord, read_site
-from medsynth_client.spending import EVERYONE, Spent, StatementLine, epsilon_of
+from medsynth_client.spending import EVERYONE, Spent, StatementLine, epsilon_of, fits
 from medsynth_common.errors import BadInput, Problem
 from medsynth_common.plan import PlanHeader, parse
 
@@ -66,7 +66,7 @@ def plan_cost(record: SiteRecord, plan: PlanHeader) -> dict[str, Any]:
     if plan.round <= answered:
         wanted = f"one after {answered}, which was answered"
         problems.append(Problem(name="round", value=str(plan.round), wanted=wanted))
-    fits = after <= policy.epsilon_cap
+    affordable = fits(policy.epsilon_cap, before=before, after=after)
     return {
         "project": plan.run,
         "stage": plan.stage.value,
@@ -74,10 +74,10 @@ def plan_cost(record: SiteRecord, plan: PlanHeader) -> dict[str, Any]:
         "mechanisms": [mechanism.name for mechanism in plan.mechanisms],
         "epsilon_after": _bounded(after),
         "cost": _bounded(after - before) if math.isfinite(before) else None,
-        "fits_cap": fits,
+        "fits_cap": affordable,
         "forbidden_by": [problem.name for problem in problems],
         "reasons": [str(problem) for problem in problems],
-        "would_be_done": fits and not problems,
+        "would_be_done": affordable and not problems,
     }
 
 

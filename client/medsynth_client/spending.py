@@ -56,6 +56,14 @@ class StatementLine:
     releases: int
 
 
+def fits(cap: float, *, before: float, after: float) -> bool:
+    """Say whether releases may be charged that bring what a patient has spent to `after`.
+
+    At a cap nothing is released any more, however little it would cost.
+    """
+    return after <= cap and (before < cap or math.isinf(cap))
+
+
 def remembered(epsilon_of: EpsilonOf) -> EpsilonOf:
     """Ask the accountant once for the same question; unprotected or unsure is infinite."""
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import runpy
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from medsynth_client.cli import main
 from medsynth_client.site import Site
 from medsynth_common import __version__
-from medsynth_common.errors import PolicyRefusal
+from medsynth_common.errors import BudgetExhausted, PolicyRefusal
 from medsynth_common.plan import Stage, canonical_json
 from medsynth_common.wire.trainer_rpc import TrainerClient
 from tiny import PATIENTS, SITE, NewSite, gaussian, plan, unprotected
@@ -155,6 +156,20 @@ def test_a_plan_past_the_cap_does_not_fit(command: Command, folder: Path) -> Non
     free = cost(command, folder, round=2, mechanisms=(unprotected("segmenter"),))
     assert (free["epsilon_after"], free["fits_cap"]) == (None, False)
     assert free["forbidden_by"] == ["allow_unprotected"]
+
+
+def test_at_the_cap_no_plan_fits(command: Command, folder: Path) -> None:
+    before = json.loads(command("privacy", "status", folder, "--format", "json").out)[0]["epsilon"]
+    text = (folder / "site.toml").read_text()
+    (folder / "site.toml").write_text(
+        re.sub("epsilon_cap = .*", f"epsilon_cap = {before!r}", text, count=1)
+    )
+    quiet = (gaussian("segmenter", noise_multiplier=1e3),)
+    assert not cost(command, folder, round=2, mechanisms=quiet)["fits_cap"]
+    with pytest.raises(BudgetExhausted):
+        Site(folder, device=torch.device("cpu")).carry(
+            plan(Stage.SEGMENT, round=2, mechanisms=quiet)
+        )
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b"\xff"])
