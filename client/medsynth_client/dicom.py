@@ -24,6 +24,8 @@ _TILT: Final = 30.0
 _UNEVEN: Final = 0.01
 #: How far a slice may lie beside the stack's normal, in millimetres.
 _DRIFT_MM: Final = 0.05
+#: Endings of DICOM files' names, where there is one.
+_SUFFIXES: Final = {".dcm", ".dicom", ".ima"}
 _PLANES: Final = ("sagittal", "coronal", "axial")
 #: DICOM points left and posterior, NIfTI right and anterior.
 _LPS_TO_RAS: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -181,7 +183,8 @@ def series_in(folder: Path, *, patient: str) -> list[Series]:
     """Find the series with images below a folder, by their UID; other files are passed over.
 
     Raises:
-        BadData: the files are of more than one patient.
+        BadData: the files are of more than one patient, or one is damaged. Passed over, it could
+            be the last slice of a series, which nobody would miss.
 
     """
     import pydicom
@@ -189,19 +192,33 @@ def series_in(folder: Path, *, patient: str) -> list[Series]:
 
     found: dict[str, list[tuple[Any, Path]]] = defaultdict(list)
     people: set[tuple[str, str]] = set()
+    damaged: list[Problem] = []
     for path in _files(folder):
         try:
             header = pydicom.dcmread(path, stop_before_pixels=True)
         except (InvalidDicomError, OSError, EOFError):
-            continue
-        if "Rows" not in header or "SeriesInstanceUID" not in header:
-            continue  # a DICOMDIR, a report, a presentation state
+            header = None
+        if header is None or "Rows" not in header or "SeriesInstanceUID" not in header:
+            if _should_be_an_image(path, header):
+                damaged.append(Problem(name=str(path), value="a damaged file", wanted="a slice"))
+            continue  # a DICOMDIR, a report, a presentation state, no DICOM at all
         people.add((str(header.get("PatientID", "")), str(header.get("PatientName", ""))))
         found[str(header.SeriesInstanceUID)].append((header, path))
+    if damaged:
+        raise BadData(damaged)
     if len(people) > 1:
         value = f"files of {len(people)} patients"
         raise BadData(Problem(name=patient, value=value, wanted="a folder for each patient"))
     return [_series(patient, items) for _, items in sorted(found.items())]
+
+
+def _should_be_an_image(path: Path, header: Any) -> bool:
+    """Whether a file without an image says that it has one: by its DICOM class, else its name."""
+    if header is None:
+        return path.suffix.lower() in _SUFFIXES
+    stored = getattr(header, "file_meta", {}).get("MediaStorageSOPClassUID")
+    kind = header.get("SOPClassUID", stored)
+    return kind is not None and "Image Storage" in getattr(kind, "name", "")
 
 
 def _series(patient: str, items: Sequence[tuple[Any, Path]]) -> Series:

@@ -5,7 +5,7 @@ beside the site's records, and a line in the audit log says what was checked, wi
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -26,6 +26,7 @@ from medsynth_common.dataset import (
 )
 from medsynth_common.dataset.source import FolderSource, Source, files_in
 from medsynth_common.durable import write_bytes
+from medsynth_common.errors import BadData, Problem
 from medsynth_common.learning.volumes import Volume
 from medsynth_common.release_check import ReleaseCheck, Verdict, check_release
 from medsynth_common.release_check.decision import checked_reason, override
@@ -60,10 +61,12 @@ def run_release_check(
     volumes = read_synthetic_set(synthetic)
     identity = _Identity.of(synthetic)
     grid = tuple(next(iter(volumes.values())).labels.shape)
+    training = patients.load_training(grid, cache=folder / PREPARED)
+    others = _held_out(patients, grid, given=held_out, cache=folder / PREPARED)
     check = check_release(
         volumes,
-        training=patients.load_training(grid, cache=folder / PREPARED),
-        held_out=_held_out(patients, grid, given=held_out, cache=folder / PREPARED),
+        training=training,
+        held_out=others if held_out is None else _none_of(training, others, held_out),
         seed=int(identity.sha256[:12], 16),
     )
     if reason and check.verdict is not Verdict.PASSED:
@@ -132,6 +135,33 @@ def _held_out(
     for files in _given(given, data) if given is not None else _left_over(source):
         ready = prepare(files, shape, data)
         yield Volume(image=torch.from_numpy(ready.image), labels=torch.from_numpy(ready.labels))
+
+
+def _none_of(
+    training: Iterable[Volume], others: Iterable[Volume], folder: Path
+) -> Iterator[Volume]:
+    """Pass on patients of a folder. Raises `BadData` at one that the site trains on.
+
+    Who stands on both sides is told apart by no attack, and the set would pass.
+    """
+    known = {_content(volume) for volume in training}
+    for number, volume in enumerate(others, start=1):
+        if _content(volume) in known:
+            raise BadData(
+                Problem(
+                    name=f"--held-out {folder}",
+                    value=f"a patient, number {number} by name, whom the site trains on",
+                    wanted="patients that nothing was trained on",
+                    mend="leave --held-out out for those that site.toml holds out",
+                )
+            )
+        yield volume
+
+
+def _content(volume: Volume) -> bytes:
+    digest = hashlib.sha256(volume.image.numpy().tobytes())
+    digest.update(volume.labels.numpy().tobytes())
+    return digest.digest()
 
 
 def _given(folder: Path, data: DataConfig) -> list[PatientFiles]:

@@ -82,6 +82,7 @@ def evaluate(what: Path, out: Path | None, *, data: Path | None, wish: Wish) -> 
         wish: what differs from the run's own settings of the table.
 
     Raises:
+        BadConfig: `out` or `data` with a finished run.
         BadData: the run is no simulation, or is not finished.
 
     """
@@ -89,6 +90,16 @@ def evaluate(what: Path, out: Path | None, *, data: Path | None, wish: Wish) -> 
         simulate(load_config(what, {}), out or Path("runs") / what.stem, data=data)
         folder = RunFolder(out or Path("runs") / what.stem)
     else:
+        for name, given in (("--out", out), ("--data", data)):
+            if given is not None:
+                raise BadConfig(
+                    Problem(
+                        name=name,
+                        value=str(given),
+                        wanted="nothing: a finished run has its own folder and patients",
+                        mend="give a settings file in the run's place, to simulate it first",
+                    )
+                )
         folder = RunFolder(what)
     _check(folder)
     config = load_config(folder.config, {})

@@ -26,6 +26,11 @@ class RunFolder:
     path: Path
 
     @property
+    def begun(self) -> bool:
+        """Whether a run has begun here; a folder of something else is none."""
+        return (self.path / _MARK).exists()
+
+    @property
     def config(self) -> Path:
         """The settings, as given."""
         return self.path / "config.toml"

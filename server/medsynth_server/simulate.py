@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from medsynth_common.allocator import keep_freed_memory
+from medsynth_common.errors import BadConfig, Problem
 from medsynth_common.release_check.decision import checked_reason
 from medsynth_server.arm import choose_device
 from medsynth_server.budget import accounting, check_budget
@@ -40,6 +41,7 @@ from medsynth_server.simulated_sites import (
     check_delta,
     folder_sites,
     phantom_sites,
+    require_same_sites,
 )
 
 log = logging.getLogger(__name__)
@@ -118,6 +120,7 @@ class _Simulation:
             )
             for arm, config in arms.items()
         }
+        require_same_sites(self.folder.sites(Arm.PRIVATE), self.sites)
         for one in simulated.values():
             one.write_sites()
         public = train_publicly(
@@ -166,3 +169,12 @@ def _check_settings(config: RunConfig, checked: Sequence[SimulatedSite] | None) 
     sizes = {site.name: site.declared for site in checked or ()}
     check_delta(config.privacy.delta, sizes or {"every site": config.federation.patients})
     check_budget(config)
+    if config.privacy.lifetime_cap < config.privacy.epsilon:
+        raise BadConfig(
+            Problem(
+                name="privacy.cap",
+                value=f"{config.privacy.lifetime_cap:g}",
+                wanted=f"at least privacy.epsilon, {config.privacy.epsilon:g}",
+                mend="raise the cap, lower epsilon, or leave the cap out",
+            )
+        )

@@ -187,6 +187,30 @@ def write_site(
         )
 
 
+def require_same_sites(folder: Path, sites: Iterable[SimulatedSite]) -> None:
+    """Keep a run from going on with other hospitals than those it began with.
+
+    Args:
+        folder: of the run's sites, a folder each.
+        sites: those of this command.
+
+    Raises:
+        BadData: the folder has sites that are not among them.
+
+    """
+    names = {site.name for site in sites}
+    others = sorted({path.parent.name for path in folder.glob("*/site.toml")} - names)
+    if others:
+        raise BadData(
+            Problem(
+                name=str(folder),
+                value=f"a run that began with {', '.join(others)}",
+                wanted=f"the sites of this command: {', '.join(sorted(names))}",
+                mend="give the --data that the run began with, or another --out",
+            )
+        )
+
+
 def _check_names(sites: Iterable[str]) -> None:
     problems = [
         Problem(

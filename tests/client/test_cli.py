@@ -292,6 +292,7 @@ def test_wrong_usage_is_bad_input(command: Command, words: list[str]) -> None:
 def test_help_and_version(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     assert command("--version").out == f"medsynth-client {__version__}\n"
     assert "--watch-parent" in command("trainer", "--help").out
+    assert "A site's folder." in command("evidence", "--help").out  # an argument's, too
     monkeypatch.setattr("sys.argv", ["medsynth-client", "--version"])
     with pytest.raises(SystemExit) as caught:
         runpy.run_module("medsynth_client", run_name="__main__")

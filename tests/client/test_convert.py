@@ -265,6 +265,21 @@ def test_what_is_not_simple_is_refused_by_name_and_the_rest_is_converted(
     assert [path.name for path in convert.out.rglob("*.nii.gz")] == ["p2_t1.nii.gz"]
 
 
+@pytest.mark.parametrize("left", [0, 400], ids=["nothing", "a beginning"])
+def test_a_slice_that_is_cut_short_is_told_and_not_left_out(convert: Convert, left: int) -> None:
+    """Without it the series would be whole, and one slice shorter."""
+    DicomSeries().write(convert.source / "p1")
+    (last,) = (convert.source / "p1").glob("*-4.dcm")
+    last.write_bytes(last.read_bytes()[:left])
+    (convert.source / "p1" / "notes.txt").write_text("no DICOM")
+    DicomSeries().write(convert.source / "p2")
+    code, said = convert()
+    assert code == 4
+    (line,) = [line for line in said.splitlines() if line.startswith("refused: ")]
+    assert f"{last.name}: got a damaged file, wanted a slice" in line
+    assert [path.name for path in convert.out.rglob("*.nii.gz")] == ["p2_t1.nii.gz"]
+
+
 def test_a_folder_without_anything_to_convert_is_bad_input(convert: Convert) -> None:
     (convert.source / "p1").mkdir(parents=True)
     (convert.source / "p1" / "notes.txt").write_text("no DICOM")

@@ -1,6 +1,7 @@
 """A hospital checks a set against its own patients; the result and the decision stay there."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,11 @@ def test_with_held_out_patients_a_clean_set_passes(
     given = command("release-check", folder, synthetic, "--held-out", incoming)
     assert "10 training and 6 held-out patients" in given.out
     assert given.code == 5
+    # Whom the site trains on is no control, under another name either.
+    shutil.copytree(root / "patient-3", incoming / "patient-3")
+    twice = command("release-check", folder, synthetic, "--held-out", incoming)
+    assert (twice.code, twice.out) == (4, "")
+    assert "whom the site trains on, wanted patients that nothing was trained on" in twice.err
     (root / "patient-15" / "patient-15_t2.nii.gz").write_bytes(b"damaged")
     assert "and 9 held-out patients" in command("release-check", folder, synthetic).out
 

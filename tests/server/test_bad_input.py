@@ -180,6 +180,29 @@ def test_wrong_settings(typed: Typed, tmp_path: Path, extra: str, wanted: str) -
     assert wanted in line
 
 
+def test_a_cap_below_epsilon_ends_no_run_half_way(typed: Typed, tmp_path: Path) -> None:
+    settings = write_settings(tmp_path, "[privacy]\nepsilon = 8.0\ndelta = 1e-3\ncap = 1.0\n")
+    (line,) = typed.simulate(settings)
+    assert "privacy.cap: got 1, wanted at least privacy.epsilon, 8" in line
+
+
+def test_a_finished_run_takes_no_other_folder_and_no_other_patients(
+    typed: Typed, tmp_path: Path
+) -> None:
+    for flag in ("--out", "--data"):
+        code, (line,) = typed("evaluate", tmp_path, flag, tmp_path / "x")
+        assert code == 4
+        assert f"{flag}: got {tmp_path / 'x'}, wanted nothing: a finished run" in line
+
+
+def test_a_folder_without_a_run_gets_no_report(typed: Typed, tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text("somebody's")
+    code, (line,) = typed("report", tmp_path)
+    assert code == 4
+    assert "which holds none, wanted the folder of a run" in line
+    assert (tmp_path / "report.html").read_text() == "somebody's"
+
+
 def test_many_wrong_settings_are_a_list(typed: Typed, tmp_path: Path) -> None:
     settings = write_settings(tmp_path, "[privacy]\nepsilon = -1\ndelta = 2\n")
     first, *lines = typed.simulate(settings, "--sites", 0)

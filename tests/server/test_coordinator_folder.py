@@ -163,7 +163,9 @@ def test_a_certificate_of_another_key_is_told(tmp_path: Path) -> None:
         found(tmp_path / "s", address="a:1", name=None, certificate=certificate, key=None)
 
 
-@pytest.mark.parametrize("address", ["", "host", "host:", ":1", "host:x", "host:65536"])
+@pytest.mark.parametrize(
+    "address", ["", "host", "host:", ":1", "host:x", "host:65536", "https://host:1", "bad host:1"]
+)
 def test_an_address_that_is_none_is_told(address: str) -> None:
     with pytest.raises(BadConfig, match="HOST:PORT"):
         split_address(address)

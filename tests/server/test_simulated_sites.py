@@ -18,6 +18,7 @@ from medsynth_server.simulated_sites import (
     check_delta,
     folder_sites,
     phantom_sites,
+    require_same_sites,
     write_site,
 )
 from phantom_patients import bids, patient
@@ -46,6 +47,18 @@ def test_phantom_sites_depend_on_the_seed_and_on_nothing_else() -> None:
     assert phantom_sites(config, seed=3) != phantom_sites(config, seed=4)
     one, other = phantom_sites(config, seed=3)
     assert one.source["scanner"] != other.source["scanner"]
+
+
+def test_a_run_goes_on_with_no_other_sites(tmp_path: Path) -> None:
+    """What was spent on the patients of one site must not be stated as another's nothing."""
+    config = tiny_config()
+    begun, other = phantom_sites(config, seed=3)
+    require_same_sites(tmp_path, [begun])  # nothing has begun
+    write_site(tmp_path / begun.name, begun, config)
+    (tmp_path / "reference" / other.name).mkdir(parents=True)  # another arm's
+    require_same_sites(tmp_path, [begun, other])  # it was cut before the second was written
+    with pytest.raises(BadData, match="that began with site-1, wanted the sites of this command"):
+        require_same_sites(tmp_path, [other])
 
 
 def test_held_out_phantoms_are_read_on_the_training_grid() -> None:

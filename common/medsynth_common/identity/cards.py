@@ -9,7 +9,7 @@ Neither holds a secret. What matters is that the right one arrives: each side re
 
 import json
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from pydantic import Field
 
@@ -20,7 +20,8 @@ from medsynth_common.plan import Name, canonical_json, parse
 from medsynth_common.privacy.mechanism import Value
 
 _KEY = r"^ed25519:[0-9a-f]{64}$"
-_ADDRESS = r"^(\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]{1,253}):[0-9]{1,5}$"
+#: Host and port; an IPv6 host stands in brackets.
+ADDRESS: Final = r"^(\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]{1,253}):[0-9]{1,5}$"
 
 
 class _Card(Value):
@@ -63,7 +64,7 @@ class CoordinatorCard(_Card):
     """
 
     federation: Name
-    address: str = Field(pattern=_ADDRESS)
+    address: str = Field(pattern=ADDRESS)
     signing_key: str = Field(pattern=_KEY)
     ca: str | None = Field(default=None, max_length=100_000)
 

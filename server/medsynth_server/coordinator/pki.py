@@ -5,6 +5,7 @@ a hospital believes it and no other. Its key stays in the folder, for the next s
 """
 
 import ipaddress
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -15,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from medsynth_common.errors import BadConfig, Problem
+from medsynth_common.identity.cards import ADDRESS
 
 #: The authority outlives any study; the server certificate is renewed within the 398 days that
 #: TLS clients have come to expect of one (CA/Browser Forum, ballot SC31).
@@ -37,7 +39,7 @@ def split_address(address: str) -> tuple[str, int]:
     """Take host and port apart; an IPv6 host stands in brackets. Raises `BadConfig`."""
     host, _, port = address.rpartition(":")
     host = host.removeprefix("[").removesuffix("]") if host.startswith("[") else host
-    if not host or not port.isdigit() or not int(port) < 1 << 16:
+    if re.fullmatch(ADDRESS, address) is None or not int(port) < 1 << 16:
         wanted = "HOST:PORT, such as coordinator.example.org:8443"
         raise BadConfig(Problem(name="address", value=address, wanted=wanted))
     return host, int(port)
