@@ -18,6 +18,7 @@ from medsynth_client.credentials import SIGNING_KEY
 from medsynth_client.isolation import cannot_isolate
 from medsynth_client.node_key import NODE_ID, NODE_KEY, load_node_key
 from medsynth_client.site_file import SiteFile
+from medsynth_client.site_record import read_site
 from medsynth_common.dataset.source import FolderSource, files_in
 from medsynth_common.errors import (
     BadConfig,
@@ -72,6 +73,7 @@ def examine(folder: Path) -> Iterator[Finding]:
         return  # told above; without them there is nobody to ask
     if problem := site.rehearsal_problem:
         yield Finding(name="simulation_seed", verdict="bad", found=str(problem))
+    yield _records(folder)
     yield _data(site)
     yield from _way(folder, site, card)
 
@@ -96,6 +98,22 @@ def _own_files(folder: Path) -> Iterator[Finding]:
         else:
             yield Finding(name=name, verdict="ok", found="reads well")
     yield _permissions(folder)
+
+
+def _records(folder: Path) -> Finding:
+    """Ledger and audit log; `privacy verify` looks at them much more closely."""
+    try:
+        faults = [str(one) for one in read_site(folder).problems]
+    except MedsynthError as error:
+        faults = [str(error)]
+    if not faults:
+        return Finding(name="records", verdict="ok", found="ledger and audit log read well")
+    return Finding(
+        name="records",
+        verdict="bad",
+        found="; ".join(faults),
+        mend="look closer with medsynth-client privacy verify; put them back from a backup",
+    )
 
 
 def _permissions(folder: Path) -> Finding:

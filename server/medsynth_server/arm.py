@@ -29,13 +29,17 @@ def choose_device(name: str) -> torch.device:
     """Turn `auto` into the GPU where there is one, else the CPU.
 
     Raises:
-        BadConfig: a GPU is asked for by name, and there is none.
+        BadConfig: a GPU is asked for by name, and there is none; or it is no device's name.
 
     """
     gpus = torch.cuda.device_count()
     if name == "auto":
         return torch.device("cuda" if gpus else "cpu")
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        wanted = "auto, cpu, cuda or cuda:N"
+        raise BadConfig(Problem(name="device", value=name, wanted=wanted)) from error
     if device.type == "cuda" and (device.index or 0) >= gpus:
         raise BadConfig(Problem(name="device", value=name, wanted=f"one of the {gpus} GPUs here"))
     return device

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medsynth_common.durable import is_part, sweep, write_bytes, write_json
-from medsynth_common.errors import BadConfig, BadInput, Problem
+from medsynth_common.errors import BadConfig, BadData, BadInput, Problem
 from medsynth_server.config import RunConfig, dump_config, load_config
 
 _MARK = "run.json"
@@ -108,6 +108,7 @@ def open_run(path: Path, config: RunConfig) -> Iterator[tuple[RunFolder, int]]:
 
     Raises:
         BadConfig: the folder holds something else, or a run with other settings.
+        BadData: the run's mark is damaged.
         BadInput: another process is working in it.
 
     """
@@ -180,7 +181,17 @@ def _ours(folder: RunFolder, config: RunConfig) -> set[str]:
 
 
 def _public_seed(mark: Path) -> int:
-    return int(json.loads(mark.read_text())["public_seed"])
+    try:
+        return int(json.loads(mark.read_bytes())["public_seed"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadData(
+            Problem(
+                name=str(mark),
+                value="a damaged file",
+                wanted="the run's public seed",
+                mend="put it back from a backup; without it the run cannot go on",
+            )
+        ) from error
 
 
 def _differences(old: RunConfig, new: RunConfig) -> str:

@@ -13,7 +13,10 @@ from certificates import authority, server_context
 from client.http_server import Saying, answering
 from federation.hospital import make_hospital
 from medsynth_client import doctor
+from medsynth_client.audit import AuditLog
 from medsynth_client.doctor import Finding, examine, exit_code
+from medsynth_client.ledger import Ledger
+from medsynth_client.spending import epsilon_of
 from medsynth_common.identity import SigningKey
 from medsynth_common.identity.cards import CoordinatorCard
 
@@ -118,6 +121,19 @@ def test_the_site_s_own_faults_come_first(tmp_path: Path) -> None:
         "warning",
         f"chmod 700 {folder}",
     )
+    assert exit_code(list(findings.values())) == 4
+
+
+@pytest.mark.parametrize("spoilt", ["ledger.db", "audit.jsonl"])
+def test_damaged_records_are_told(tmp_path: Path, spoilt: str) -> None:
+    folder = site(tmp_path, "127.0.0.1:9")
+    assert found(folder)["records"].verdict == "ok"
+    Ledger(folder / "ledger.db", cap=8.0, delta=1e-5, epsilon=epsilon_of).register_dataset(["a"])
+    AuditLog(folder / "audit.jsonl")
+    (folder / spoilt).write_bytes(b"not what it was\n")
+    findings = found(folder)
+    assert findings["records"].verdict == "bad"
+    assert "privacy verify" in findings["records"].mend
     assert exit_code(list(findings.values())) == 4
 
 

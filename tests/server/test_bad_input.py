@@ -10,7 +10,9 @@ import pytest
 
 import medsynth_server.simulate
 import medsynth_server.summary
+from medsynth_common.errors import BadConfig
 from medsynth_server import cli
+from medsynth_server.arm import choose_device
 from medsynth_server.config import RunConfig
 from small_patients import AFFINE, small_image, small_labels, spoil, write_patient
 from tiny_run import write_settings
@@ -178,6 +180,19 @@ def test_a_wrong_csv(typed: Typed, tmp_path: Path, rows: str, wanted: str) -> No
 def test_wrong_settings(typed: Typed, tmp_path: Path, extra: str, wanted: str) -> None:
     (line,) = typed.simulate(write_settings(tmp_path, f"\n{extra}\n"))
     assert wanted in line
+
+
+def test_weights_for_tissues_that_are_not_there_are_told_at_once(
+    typed: Typed, data: Path, tmp_path: Path
+) -> None:
+    settings = write_settings(tmp_path, '\n[data]\ntissues = "/nowhere/x.safetensors"\n')
+    (line,) = typed.simulate(settings, "--data", data)
+    assert "/nowhere/x.safetensors: got no such file, wanted weights" in line
+
+
+def test_what_is_no_device_is_told() -> None:
+    with pytest.raises(BadConfig, match="device: got abacus, wanted auto, cpu, cuda or cuda:N"):
+        choose_device("abacus")
 
 
 def test_a_cap_below_epsilon_ends_no_run_half_way(typed: Typed, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from medsynth_common.durable import replacing
-from medsynth_common.errors import BadConfig, BadInput
+from medsynth_common.errors import BadConfig, BadData, BadInput
 from medsynth_server.config import dump_config
 from medsynth_server.run_folder import RunFolder, open_run
 from tiny_run import tiny_config
@@ -27,6 +27,18 @@ def test_a_new_folder_is_begun_and_the_same_settings_go_on_with_it(tmp_path: Pat
     with open_run(tmp_path / "a" / "b", config) as (_, again):
         assert again == 5
     assert _contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"\xff"])
+def test_a_damaged_mark_is_told(tmp_path: Path, content: bytes) -> None:
+    with open_run(tmp_path, tiny_config()):
+        pass
+    (tmp_path / "run.json").write_bytes(content)
+    with (
+        pytest.raises(BadData, match=r"run.json: got a damaged file, wanted the run's public seed"),
+        open_run(tmp_path, tiny_config()),
+    ):
+        pytest.fail("it was opened")
 
 
 def test_without_a_seed_one_is_drawn_once(tmp_path: Path) -> None:

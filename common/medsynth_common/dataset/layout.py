@@ -57,6 +57,10 @@ def find_patients(
         raise BadData(
             Problem(name=str(root), value="no such folder", wanted="a folder of patients")
         )
+    weights = config.tissue_weights
+    if weights is not None and not weights.is_file():
+        value, wanted = "no such file", "weights that `medsynth-server pretrain anatomy` wrote"
+        raise BadData(Problem(name=str(weights), value=value, wanted=wanted))
     # First, so that a CSV that cannot be read is told as such.
     rows = None if config.sites is None else read_partition(root / config.sites)
     layout = detect_layout(root, config)

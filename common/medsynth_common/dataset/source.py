@@ -181,9 +181,6 @@ def _tissues_by(data: DataConfig, cache: Path) -> str:
     """Name what finds tissues, a network by its content: another one prepares all anew."""
     if data.tissue_weights is None:
         return "map" if data.anatomy is not None else data.tissues
-    if not data.tissue_weights.is_file():
-        value, wanted = "no such file", "weights that `medsynth-server pretrain anatomy` wrote"
-        raise BadData(Problem(name=str(data.tissue_weights), value=value, wanted=wanted))
     (digest,) = digests([data.tissue_weights], cache / "digests")
     return digest
 
