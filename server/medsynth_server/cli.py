@@ -232,7 +232,7 @@ def report(
     from medsynth_server.report import build_report
     from medsynth_server.run_folder import RunFolder
 
-    if not RunFolder(run_folder).begun:
+    if run_folder.is_dir() and not RunFolder(run_folder).begun:
         value, wanted = f"{run_folder}, which holds none", "the folder of a run"
         raise BadData(Problem(name="run", value=value, wanted=wanted))
     typer.echo(build_report(run_folder))

@@ -195,5 +195,7 @@ def test_a_run_of_phantoms_does_not_go_on_with_real_patients(
     assert (
         command(monkeypatch, "simulate", settings, "--out", run, "--data", tmp_path / "data") == 4
     )
-    assert "began with other patients" in capsys.readouterr().err
+    assert "a run that began with site-2, wanted the sites of this command: site-1" in (
+        capsys.readouterr().err
+    )
     assert _contents(run) == before
