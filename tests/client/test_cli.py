@@ -162,13 +162,18 @@ def test_at_the_cap_no_plan_fits(command: Command, folder: Path) -> None:
     before = json.loads(command("privacy", "status", folder, "--format", "json").out)[0]["epsilon"]
     text = (folder / "site.toml").read_text()
     (folder / "site.toml").write_text(
-        re.sub("epsilon_cap = .*", f"epsilon_cap = {before!r}", text, count=1)
+        re.sub(
+            "epsilon_cap = .*",
+            f"epsilon_cap = {before!r}\nmaximum_noise_multiplier = 1e9",
+            text,
+            count=1,
+        )
     )
-    quiet = (gaussian("segmenter", noise_multiplier=1e3),)
-    assert not cost(command, folder, round=2, mechanisms=quiet)["fits_cap"]
+    free = (gaussian("segmenter", noise_multiplier=1e9),)
+    assert not cost(command, folder, round=2, mechanisms=free)["fits_cap"]
     with pytest.raises(BudgetExhausted):
         Site(folder, device=torch.device("cpu")).carry(
-            plan(Stage.SEGMENT, round=2, mechanisms=quiet)
+            plan(Stage.SEGMENT, round=2, mechanisms=free)
         )
 
 
