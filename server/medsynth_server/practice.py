@@ -64,5 +64,8 @@ def _may_be_written(folder: Path, asked: dict[str, int]) -> bool:
     if not folder.is_dir():
         return False
     if (folder / _MARK).is_file():
-        return bool(json.loads((folder / _MARK).read_text()) == asked)
+        try:
+            return bool(json.loads((folder / _MARK).read_bytes()) == asked)
+        except ValueError:  # somebody else's, or damaged
+            return False
     return all(is_part(entry) for entry in folder.iterdir())

@@ -4,7 +4,7 @@ Without it a round that cannot be done (too little memory) fails with patients a
 without, and so tells for nothing whether anybody was sampled.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -16,7 +16,7 @@ from medsynth_client.order import Order, Outcome
 from medsynth_client.stages import WORK
 from medsynth_common.errors import BadMessage
 from medsynth_common.learning.volumes import Volume
-from medsynth_common.plan import Critic, Game, PlanHeader, RoundPlan, SegmentSettings, Stage
+from medsynth_common.plan import Critic, Game, RoundPlan, SegmentSettings, Stage
 from tiny import PATIENTS, Quiet, adversarial, plan, unprotected, volumes
 
 _PAIRS: dict[str, Any] = {"paired_weight": 1.0, "consistency_weight": 0.0}
@@ -58,18 +58,23 @@ WORKS: dict[str, Callable[[], RoundPlan]] = {
 }
 
 
-def done(asked: RoundPlan, patients: tuple[Volume, ...]) -> Outcome:
-    order = Order(
+def ordered(
+    asked: RoundPlan, patients: tuple[Volume, ...], state: Mapping[str, Tensor] | None = None
+) -> Order:
+    return Order(
         plan=asked.header,
         weights=asked.weights,
         patients=patients,
         declared=PATIENTS,
-        state={},
+        state=state or {},
         randomness=Quiet(),
         device=torch.device("cpu"),
     )
+
+
+def done(asked: RoundPlan, patients: tuple[Volume, ...]) -> Outcome:
     torch.manual_seed(0)
-    return WORK[asked.header.stage](order)
+    return WORK[asked.header.stage](ordered(asked, patients))
 
 
 @pytest.mark.parametrize("work", WORKS)
@@ -104,21 +109,8 @@ def test_an_empty_volume_can_stand_in(work: str) -> None:
 
 
 def test_a_stand_in_is_as_large_as_a_patient() -> None:
-    header: PlanHeader = plan().header
-    order = Order(
-        plan=header,
-        weights={},
-        patients=(),
-        declared=PATIENTS,
-        state={},
-        randomness=Quiet(),
-        device=torch.device("cpu"),
-    )
-    for one, other in zip(
-        (order.stand_in.image, order.stand_in.labels),
-        (volumes()[0].image, volumes()[0].labels),
-        strict=True,
-    ):
+    nobody, patient = ordered(plan(), ()).stand_in, volumes()[0]
+    for one, other in ((nobody.image, patient.image), (nobody.labels, patient.labels)):
         assert (one.shape, one.dtype) == (other.shape, other.dtype)
 
 
@@ -127,14 +119,6 @@ def test_a_critic_kept_of_other_networks_is_refused_whoever_is_sampled(
     patients: tuple[Volume, ...],
 ) -> None:
     asked = WORKS[Critic.MEAN_FEATURES.value]()
-    order = Order(
-        plan=asked.header,
-        weights=asked.weights,
-        patients=patients,
-        declared=PATIENTS,
-        state={"mean-features.sum": torch.zeros(5), "mean-features.releases": torch.ones(())},
-        randomness=Quiet(),
-        device=torch.device("cpu"),
-    )
+    kept = {"mean-features.sum": torch.zeros(5), "mean-features.releases": torch.ones(())}
     with pytest.raises(BadMessage, match="wanted the 5 of the run's earlier rounds"):
-        MeanFeaturesCritic(order)
+        MeanFeaturesCritic(ordered(asked, patients, kept))

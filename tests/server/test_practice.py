@@ -31,6 +31,11 @@ def test_cut_off_the_same_command_goes_on_and_no_other_does(tmp_path: Path) -> N
     list(islice(write_hospitals(cut, sites=2, patients=4, side=32, seed=1), 3))
     with pytest.raises(BadConfig, match="something there already"):
         written(cut, patients=5)
+    mark = (cut / ".phantoms.json").read_bytes()
+    (cut / ".phantoms.json").write_bytes(mark[:-3])
+    with pytest.raises(BadConfig, match="something there already"):
+        written(cut)
+    (cut / ".phantoms.json").write_bytes(mark)
     assert written(cut) == whole
     with pytest.raises(BadConfig, match="something there already"):
         written(cut)
